@@ -1,0 +1,7 @@
+"""``python -m restore`` is the ``restore`` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
