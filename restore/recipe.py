@@ -1,0 +1,138 @@
+"""Recipes: what a run is, as typed dataclasses, read from YAML (or a dict) and from the command line.
+
+A recipe class is a dataclass whose fields are numbers, strings, booleans, lists, dictionaries or further such dataclasses. Its
+optional method ``check()`` raises :class:`RestoreError`, naming the key, for values that cannot be. The command line goes
+through jsonargparse; :func:`from_dict` and :func:`read` do the same work for a file without it.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+
+from .errors import RestoreError
+
+
+def from_dict(cls, values, where=""):
+    """A recipe of class ``cls`` from nested dictionaries; raises RestoreError naming a key that is unknown or of a wrong type."""
+    if not isinstance(values, dict):
+        raise RestoreError(f"{where or 'the recipe'}: expected keys and values, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1, 0.5)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(sorted(fields))}"
+            raise RestoreError(f"{where}{key}: no such key; {hint}")
+    made = cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
+    if not where:
+        check(made)
+    return made
+
+
+def check(recipe, where=""):
+    """Call every ``check()`` in the recipe, the inner ones first; they raise RestoreError naming the key."""
+    for field in dataclasses.fields(recipe):
+        inner = getattr(recipe, field.name)
+        if dataclasses.is_dataclass(inner):
+            check(inner, f"{where}{field.name}.")
+    if hasattr(recipe, "check"):
+        try:
+            recipe.check()
+        except RestoreError as error:
+            raise RestoreError(f"{where}{error}") from None
+
+
+def to_dict(recipe):
+    """The recipe as plain dictionaries, lists and scalars, every default written out."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def flatten(values, where=""):
+    """Nested dictionaries as one dictionary with dotted keys."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{where}{key}."))
+        else:
+            flat[f"{where}{key}"] = value
+    return flat
+
+
+def read(cls, path, overrides=()):
+    """The recipe in a YAML or JSON file; ``overrides`` are pairs of a dotted key and a value."""
+    import yaml
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise RestoreError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RestoreError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise RestoreError(f"{path}: expected keys and values, got {values!r}")
+    for key, value in overrides:
+        *groups, last = key.split(".")
+        inner = values
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return from_dict(cls, values)
+
+
+def _convert(hint, value, where):
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, f"{where}.")
+    if origin in (typing.Union, types.UnionType):
+        for choice in arguments:
+            if choice is type(None) and value is None:
+                return None
+            try:
+                return _convert(choice, value, where)
+            except RestoreError:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+        near = difflib.get_close_matches(str(value), [str(a) for a in arguments], 1, 0.5)
+        raise RestoreError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}"
+                           + (f"; did you mean {near[0]}?" if near else ""))
+    elif origin is list and isinstance(value, (list, tuple)):
+        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) == len(arguments):
+            return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
+    elif origin is dict and isinstance(value, dict):
+        return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    elif hint in (typing.Any, dict, list) and (hint is typing.Any or isinstance(value, hint)):
+        return value
+    elif hint is bool and isinstance(value, bool):
+        return value
+    elif hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        return int(value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is float and isinstance(value, str):           # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif hint is str and isinstance(value, (str, Path)):
+        return str(value)
+    raise RestoreError(f"{where}: expected {_name(hint)}, got {value!r}")
+
+
+def _name(hint):
+    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
