@@ -1,0 +1,23 @@
+"""Keep freed memory: on Linux about half of a network's time on a CPU is otherwise page faults.
+
+glibc maps every large tensor afresh and gives it back when it is freed, and the kernel clears each page again. Raising
+the two thresholds lets the next layer reuse what the last one freed. Costs nothing but a higher resident size between
+calls.
+"""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3      # malloc.h
+
+
+def keep_freed_memory():
+    """Ask glibc to keep freed blocks for reuse; True if it agreed, False on other systems. Call before the work."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):                # musl has no mallopt
+        return False
+    largest = 2 ** 31 - 1
+    return bool(mallopt(_M_MMAP_THRESHOLD, largest) and mallopt(_M_TRIM_THRESHOLD, largest))
