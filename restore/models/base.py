@@ -64,7 +64,7 @@ def pad_to_multiple(x, multiple, minimum):
         missing = max(minimum, -(-side // multiple) * multiple) - side
         while missing:
             step = min(missing, x.shape[dim] - 1)
-            pad = [0, step or missing] if dim == -1 else [0, 0, 0, step or missing]
+            pad = [0, step or missing, 0, 0] if dim == -1 else [0, 0, 0, step or missing]
             x = F.pad(x, pad, mode="reflect" if step else "replicate")
             missing -= step or missing
     return x
