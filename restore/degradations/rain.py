@@ -35,13 +35,13 @@ class Rainfall:
     """Ranges of one kind of rain; :func:`sample_rain` draws the strength of one image from them."""
 
     weight: float = 1.0                 # how often, among several kinds
-    layers: tuple = (1, 2)              # number of layers, both ends included
+    layers: tuple = (1, 3)              # number of layers, both ends included
     angle: float = 30.0                 # the main direction is in [-angle, angle] degrees
-    spread: float = 5.0                 # further layers differ from it by up to so many degrees
-    length: tuple = (12.0, 60.0)        # of the mean streak of a layer
-    width: tuple = (1.0, 2.5)
-    density: tuple = (0.05, 0.4)        # of all layers together
-    brightness: tuple = (0.1, 0.6)      # of the brightest streaks
+    spread: float = 5.0                 # further layers differ from it by up to so many degrees, mostly by far fewer
+    length: tuple = (15.0, 140.0)       # of the mean streak of a layer
+    width: tuple = (0.8, 2.0)
+    density: tuple = (0.08, 0.6)        # of all layers together
+    brightness: tuple = (0.18, 0.8)     # of the brightest streaks
     faintest: tuple = (0.0, 0.3)        # the faintest streaks, as a share of the brightest
     taper: tuple = (0.1, 0.5)
     blur: tuple = (0.2, 0.7)
@@ -52,10 +52,10 @@ class Rainfall:
 # The kinds that training mixes. LIGHT and HEAVY follow the training pairs of Rain100L and Rain100H (Yang et al. 2017) in
 # sign, amplitude, coverage and PSNR of rainy - clean; NATURAL is our reading of photos of real rain.
 LIGHT = Rainfall()
-HEAVY = Rainfall(layers=(2, 4), angle=15.0, spread=30.0, length=(15.0, 60.0), width=(1.0, 3.0), density=(0.6, 2.5),
-                 brightness=(0.25, 0.6), faintest=(0.4, 0.9), taper=(0.02, 0.15), blur=(0.0, 0.5))
-NATURAL = Rainfall(layers=(2, 4), angle=35.0, spread=6.0, length=(8.0, 50.0), width=(1.0, 2.0), density=(0.2, 1.5),
-                   brightness=(0.06, 0.35), faintest=(0.0, 0.5), blur=(0.4, 0.9), veil=(0.0, 0.35), screen=0.8)
+HEAVY = Rainfall(layers=(2, 4), angle=20.0, spread=40.0, length=(20.0, 140.0), width=(0.8, 2.5), density=(0.7, 2.5),
+                 brightness=(0.2, 0.6), faintest=(0.4, 0.9), taper=(0.02, 0.15), blur=(0.0, 0.5))
+NATURAL = Rainfall(layers=(2, 4), angle=35.0, spread=6.0, length=(10.0, 60.0), width=(0.8, 2.0), density=(0.4, 3.0),
+                   brightness=(0.12, 0.5), faintest=(0.0, 0.5), blur=(0.3, 0.8), veil=(0.0, 0.2), screen=0.8)
 KINDS = (LIGHT, HEAVY, NATURAL)
 
 
@@ -128,8 +128,8 @@ def sample_rain(generator, ranges):
         width = draw(generator, *ranges.width)
         bright = brightest * (draw(generator, 0.5, 1) if number else 1)
         layers.append(Streaks(
-            angle=angle + (draw(generator, -ranges.spread, ranges.spread) if number else 0),
-            length=(0.5 * length, 1.5 * length), width=(max(0.7, 0.6 * width), 1.4 * width), density=density,
+            angle=angle + (ranges.spread * draw(generator, -1, 1) ** 3 if number else 0),
+            length=(0.4 * length, 1.6 * length), width=(0.6 * width, 1.4 * width), density=density,
             brightness=(bright * draw(generator, *ranges.faintest), bright),
             taper=(draw(generator, *ranges.taper), draw(generator, *ranges.taper)),
             blur=draw(generator, *ranges.blur), ceiling=bright * draw(generator, 1.0, 1.5)))
