@@ -18,11 +18,11 @@ class Hazes:
     """Ranges of one kind of haze; :func:`sample_haze` draws the strength of one image from them."""
 
     weight: float = 1.0
-    beta: tuple = (0.25, 2.2)           # optical thickness at the farthest point: t there is exp(-beta)
-    nearest: tuple = (0.05, 0.7)        # depth of the nearest point as a share of the farthest
+    beta: tuple = (0.35, 2.2)           # optical thickness at the farthest point: t there is exp(-beta)
+    nearest: tuple = (0.05, 0.6)        # depth of the nearest point as a share of the farthest
     airlight: tuple = (0.7, 1.0)        # the grey of the haze
     white: float = 0.5                  # how often the airlight is exactly 1 and grey instead, as in the SOTS indoor set
-    tint: float = 0.06                  # how far its channels differ from grey, at most
+    tint: float = 0.05                  # how far its channels differ from grey, at most
     slope: tuple = (-0.3, 1.0)          # how much of the depth is "farther towards the top" (negative: the bottom)
     objects: tuple = (0.2, 1.0)         # weight of steps between regions of similar colour and place
     relief: tuple = (0.1, 0.6)          # weight of the smooth random field
@@ -111,13 +111,16 @@ def pseudo_depth(image, generator, *, slope=0.5, objects=0.6, relief=0.3, region
     depth = level[distance.argmin(0)].mul_(objects)
     depth -= slope * down + draw(generator, -0.5, 0.5) * abs(slope) * across
     depth += relief * smooth_field(rows, columns, generator, cells=3)
-    depth = _guided_upsample(depth, small, image)
+    depth = _guided_upsample(depth, small, image, epsilon=draw_log(generator, 5e-4, 1e-2))
     low, high = depth.min(), depth.max()
     return (depth - low) / (high - low).clamp(min=1e-6)
 
 
-def _guided_upsample(coarse, small, image, radius=2, epsilon=1e-3):
-    """The fast guided filter (He & Sun 2015): ``coarse`` (h',w') at the size of ``image``, its edges at the luminance's."""
+def _guided_upsample(coarse, small, image, epsilon, radius=2):
+    """The fast guided filter (He & Sun 2015): ``coarse`` (h',w') at the size of ``image``, its edges at the luminance's.
+
+    A small ``epsilon`` lets fainter edges of the image into the depth, and more of its texture.
+    """
     guide, full = ((0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2])[None, None] for x in (small, image))
     coarse = coarse[None, None]
 
