@@ -48,3 +48,82 @@ class Branches:
             raise RestoreError(f"probability: {self.probability} must be positive or 0, and not all 0")
         if self.distill and self.strategy != "sandwich":
             raise RestoreError(f"distill: only the sandwich strategy distils, not {self.strategy}")
+
+
+def plan(branches, depths, cost, seed, step, micro=0, rows=1):
+    """The passes over micro-batch ``micro`` of a training step: a list of :class:`Pass`, whose weights add up to 1.
+
+    depths: names of the depths to train, or [None] for a network of one depth. cost: price of each name, to know the largest.
+    rows: samples in the micro-batch.
+    """
+    if branches.strategy.startswith("single:"):
+        return [Pass(branches.strategy.partition(":")[2], slice(0, rows), 1.0)]
+    if depths == [None]:
+        return [Pass(None, slice(0, rows), 1.0)]
+    by_cost = sorted(depths, key=lambda name: cost[name])
+    if branches.strategy == "largest_only" or len(depths) == 1:
+        return [Pass(by_cost[-1], slice(0, rows), 1.0)]
+    if branches.strategy == "alternate":                        # one draw a step, also where it has many micro-batches
+        return [Pass(_draw(branches, depths, np.random.default_rng([seed, step, 4])), slice(0, rows), 1.0)]
+    rng = np.random.default_rng([seed, step, 5, micro])
+    if branches.strategy == "per_sample":
+        edges = np.linspace(0, rows, min(branches.groups or rows, rows) + 1).round().astype(int)
+        drawn = [(_draw(branches, depths, rng), int(a), int(b)) for a, b in zip(edges, edges[1:])]
+        return [Pass(name, slice(a, b), (b - a) / rows) for name, a, b in _joined(drawn)]
+    middle = by_cost[1:-1]
+    names = [by_cost[-1], by_cost[0], *([middle[rng.integers(len(middle))]] if middle else [])]
+    return [Pass(name, slice(0, rows), 1 / len(names), branches.distill and i > 0) for i, name in enumerate(names)]
+
+
+def _draw(branches, depths, rng):
+    chances = np.array([branches.probability.get(name, 0.0) if branches.probability else 1.0 for name in depths])
+    return depths[rng.choice(len(depths), p=chances / chances.sum())]
+
+
+def _joined(drawn):
+    """Neighbouring groups of equal depth as one: the same gradient from fewer passes."""
+    joined = []
+    for name, start, end in drawn:
+        if joined and joined[-1][0] == name:
+            joined[-1] = (name, joined[-1][1], end)
+        else:
+            joined.append((name, start, end))
+    return joined
+
+
+def depth_names(model, branches):
+    """Names of the depths that the strategy trains, [None] for a network of one depth; RestoreError for an unknown one."""
+    from .depth import parse_depth
+    for name in branches.probability:
+        if name not in model.depths:
+            raise RestoreError(f"branches.probability: no depth {name!r}; the network has {', '.join(model.depths) or 'one fixed depth'}")
+    if branches.strategy.startswith("single:"):
+        name = branches.strategy.partition(":")[2]
+        try:
+            model.repeats(parse_depth(name))
+        except RestoreError as error:
+            raise RestoreError(f"branches.strategy: {error}") from None
+        return [name]
+    if not model.depths:
+        return [None]
+    if branches.strategy == "largest_only":
+        cost = depth_costs(model, list(model.depths))
+        return [max(model.depths, key=cost.get)]
+    return list(model.depths)
+
+
+def depth_costs(model, names, side=64):
+    """Multiply-accumulates of one ``side`` x ``side`` image at each depth, by name."""
+    from .depth import count_macs, parse_depth
+    return {name: count_macs(model, side, side, parse_depth(name)) for name in names}
+
+
+def mean_macs(branches, names, cost):
+    """Expected multiply-accumulates of a forward pass of one sample under the strategy, given those of each depth."""
+    if len(names) == 1:
+        return cost[names[0]]
+    if branches.strategy == "sandwich":
+        by_cost = sorted(cost[name] for name in names)
+        return by_cost[0] + by_cost[-1] + (sum(by_cost[1:-1]) / len(by_cost[1:-1]) if len(names) > 2 else 0)
+    chances = {name: branches.probability.get(name, 0.0) if branches.probability else 1.0 for name in names}
+    return sum(cost[name] * chances[name] for name in names) / sum(chances.values())

@@ -136,3 +136,45 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
+
+
+def parse_command(cls, prog, description, argv, extra=()):
+    """``RECIPE [--key value ...] [-o OUT] [--resume]`` read by jsonargparse: ``(recipe, options)``.
+
+    ``argv[0]`` is the recipe's path; every key of the recipe is an option (``--data.crop 64``). ``extra`` are more options, as
+    (flags, keyword arguments) for ``add_argument``. Raises RestoreError for what the recipe or the command line gets wrong.
+    """
+    import jsonargparse
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False)
+    parser.add_argument("recipe_file", metavar="RECIPE", type=str, help="a YAML file")
+    parser.add_argument("-o", "--out", type=str, help="folder of the run; by default runs/ and the recipe's name")
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in that folder")
+    for flags, options in extra:
+        parser.add_argument(*flags, **options)
+    own = {"recipe_file", "out", "resume", *(flags[-1].lstrip("-").replace("-", "_") for flags, _ in extra)}
+    parser.add_class_arguments(cls, as_group=False)
+    try:
+        given = parser.parse_args(list(argv), defaults=False)
+    except jsonargparse.ArgumentError as error:
+        raise RestoreError(_readable(error, cls)) from None
+    values = given.as_dict() if hasattr(given, "as_dict") else vars(given)
+    overrides = [(key, value) for key, value in flatten({k: v for k, v in values.items() if k not in own}).items()]
+    return read(cls, values["recipe_file"], overrides), {key: values.get(key) for key in own}
+
+
+def _readable(error, cls):
+    """jsonargparse's message as one line that names the key, with the near name for an unknown one."""
+    text = " ".join(str(error).split())
+    if not text.startswith("unrecognized arguments: --"):
+        return text.replace("Parser key ", "").replace("<class '", "").replace("'>", "").replace("typing.", "")
+    wrong = text.split("--", 1)[1].split()[0].split("=")[0]
+    near = difflib.get_close_matches(wrong, _keys(cls), 1, 0.5)
+    return f"--{wrong}: no such key" + (f"; did you mean --{near[0]}?" if near else "")
+
+
+def _keys(cls, where=""):
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(hint, f"{where}{name}.")
+        else:
+            yield f"{where}{name}"

@@ -1,13 +1,34 @@
-"""The training loop, in sight: Accelerate, EMA, schedule, exact resume, validation at every branch, JSON-lines log."""
+"""The training loop, in sight: Accelerate, branches, EMA, schedule, exact resume, validation at every branch, JSON-lines log.
 
+Whatever is drawn during a step is a function of (seed, step): the samples, the depths and torch's own generator, which is seeded
+anew in every step. The weights, their averages and the optimizer's state are then all that a checkpoint needs, and a resumed run
+ends with the same bits as an unbroken one.
+"""
+
+import contextlib
 import dataclasses
+import importlib.util
+import math
+import time
 from typing import Literal
 
-from .branches import Branches
-from .errors import RestoreError
+import numpy as np
+import torch
+from torch import nn
 
-# Keys that may differ between a run and its resumption: they do not change the weights. (`steps` is handled apart.)
-FREE_KEYS = ("steps", "workers", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "trackers")
+from . import branches as branching
+from .branches import Branches
+from .data import batches
+from .errors import RestoreError
+from .losses import build_loss
+from .recipe import flatten, to_dict
+from .resume import RunFolder
+
+# Keys that may change between a run and its resumption, since the weights do not depend on them. `steps` may be extended: the cosine
+# then ends at the new number, and the learning rate jumps to where that curve is.
+FREE_KEYS = ("steps", "workers", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "trackers", "validation.",
+             "data.cache_mb", "accumulate")
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclasses.dataclass
@@ -18,7 +39,9 @@ class Training:
         in ``accumulate`` micro-batches. The recipe so means the same on one device and on eight.
     lr, warmup, lr_end: cosine from ``lr`` down to ``lr * lr_end`` after ``warmup`` steps of linear rise (never from 0).
     clip: largest norm of the gradient, 0 for none. ema: decay of the averaged weights, 0 for none.
+    weight_decay: AdamW's, on weights of two and more dimensions (not on biases and norms).
     max_bad_steps: the run stops after this many consecutive steps with a loss or gradient that is not finite.
+    deterministic: also on a GPU only operations that repeat to the bit (slower; a CPU repeats anyway).
     """
     seed: int = 0
     steps: int = 1000
@@ -40,27 +63,441 @@ class Training:
     loss: Literal["l1", "charbonnier", "frequency"] = "l1"
     branches: Branches = dataclasses.field(default_factory=Branches)
     sync_batchnorm: bool = False
-    max_bad_steps: int = 20
+    max_bad_steps: int = 50
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     trackers: list[str] = dataclasses.field(default_factory=list)
 
+    def check(self):
+        for key in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints",
+                    "max_bad_steps"):
+            if getattr(self, key) < 1:
+                raise RestoreError(f"{key}: {getattr(self, key)} must be at least 1")
+        for key in ("seed", "workers", "warmup", "weight_decay", "clip"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise RestoreError(f"{key}: {getattr(self, key)} must be 0 or more, and finite")
+        if not 0 < self.lr < math.inf:
+            raise RestoreError(f"lr: {self.lr} must be positive and finite")
+        for key in ("lr_end", "ema"):
+            if not 0 <= getattr(self, key) <= (1 if key == "lr_end" else 0.999999):
+                raise RestoreError(f"{key}: {getattr(self, key)} must be from 0 to below 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise RestoreError(f"betas: {list(self.betas)} must be from 0 to below 1")
+        if self.warmup >= self.steps:
+            raise RestoreError(f"warmup: {self.warmup} steps leave nothing of the {self.steps} steps")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise RestoreError(f"trackers: {name!r} is none of {', '.join(TRACKERS)} (log.jsonl is always written)")
 
-def train(model, samples, recipe, out, *, resume=False, validation=(), head=None, on_step=None, provenance=None):
+
+def learning_rate(training, step):
+    """Learning rate of ``step`` (from 0): a line up to ``lr`` over ``warmup`` steps, then a cosine down to ``lr * lr_end``."""
+    if step < training.warmup:
+        return training.lr * (step + 1) / (training.warmup + 1)
+    progress = (step - training.warmup) / max(training.steps - training.warmup, 1)
+    return training.lr * (training.lr_end + (1 - training.lr_end) * (1 + math.cos(math.pi * min(progress, 1))) / 2)
+
+
+class Learner(nn.Module):
+    """The network and, beside it, the head that looks at the encoder's latent; what is saved in the end is the network alone."""
+
+    def __init__(self, network, head=None):
+        super().__init__()
+        self.network, self.head = network, head
+        if head is not None and not hasattr(network, "latent"):
+            raise RestoreError(f"{network.name} has no module called latent, which a classification head could look at")
+
+    def forward(self, x, depth):
+        """``(output, logits or None)``."""
+        if self.head is None:
+            return self.network(x, depth), None
+        seen = []                       # a shared block runs several times; its last output is the latent
+        with contextlib.closing(_Hook(self.network.latent, seen)):
+            output = self.network(x, depth)
+        return output, self.head(seen[-1])
+
+
+class _Hook:
+    def __init__(self, module, seen):
+        self.handle = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+    def close(self):
+        self.handle.remove()
+
+
+def train(model, samples, recipe, out, *, resume=False, validation=(), head=None, head_weight=0.1, on_step=None, provenance=None):
     """Train ``model`` and return the folder ``out/final`` with its averaged weights.
 
     model: a :class:`restore.models.base.RestorationModel` on the CPU; trained at ``model.depths`` as ``recipe.branches`` says.
     samples: an object whose ``sample(k)`` returns a dictionary: ``input`` and ``target`` float tensors (3, s, s) in [0, 1], ``task`` int,
         and ``skipped`` str (names of files that had to be replaced, one a line; may be missing). It must depend on (seed, k) alone.
     recipe: a :class:`Training` or a dataclass that inherits it; written to ``out/recipe.yaml`` and compared with it on resume.
-    out: folder of the run. Refused if it holds a run already, unless ``resume``.
+    out: folder of the run. Refused if it holds a run already, unless ``resume``; a ``resume`` where nothing was saved yet starts anew.
     validation: :class:`restore.validation.Pair` s, restored at every depth each ``validate_every`` steps.
-    head: module from the encoder's latent (n, c, h, w) to logits of the task, trained beside, never saved in ``final``.
+    head: module from the encoder's latent (n, c, h, w) to logits of the task, trained beside it with cross-entropy times
+        ``head_weight``, and not saved in ``final``.
     on_step: ``on_step(step, model)``, called before each step in training mode; must depend on ``step`` alone (gUNet freezes its norms).
     provenance: more facts for ``final/config.json``: data manifest hash, corpus.
 
     Raises RestoreError: the run exists, the recipe changed, the loss is not finite for too long, the disk is full.
     """
-    raise NotImplementedError
+    return _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, provenance).run()
+
+
+class _Run:
+    """One training run in one process."""
+
+    def __init__(self, model, samples, recipe, out, resume, validation, head, head_weight, on_step, provenance):
+        from .averaging import Average
+        from .memory import keep_freed_memory
+        keep_freed_memory()
+        self.recipe, self.samples, self.validation, self.on_step = recipe, samples, validation, on_step
+        self.head_weight, self.provenance = head_weight, provenance or {}
+        self.depths = branching.depth_names(model, recipe.branches)
+        self.cost = branching.depth_costs(model, self.depths) if len(self.depths) > 1 else {}
+        self.accelerator = _accelerator(recipe, out)
+        self.micro_batch = _micro_batch(recipe, self.accelerator.num_processes)
+        self.folder = RunFolder(out, write=self.accelerator.is_main_process)
+        saved = self._open(resume)
+
+        if recipe.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        if recipe.sync_batchnorm and self.accelerator.num_processes > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if recipe.compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(self.depths))
+            model.compile()
+        learner = Learner(model, head)
+        optimizer = _optimizer(learner, recipe)
+        self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
+        self.network = self.accelerator.unwrap_model(self.learner).network
+        self.average = Average(self.network, recipe.ema) if recipe.ema else None
+        self.criterion = build_loss(recipe.loss)
+        self.parallel = isinstance(self.learner, nn.parallel.DistributedDataParallel)
+        self.step, self.counters = 0, {"skipped_steps": 0, "bad_in_a_row": 0, "broken_samples": 0, "seconds": 0.0}
+        self.meter, self.broken, self.scores = {}, {}, {}
+        if saved is not None:
+            self._restore(*saved)
+        self.first_step = self.step
+
+    def _open(self, resume):
+        """Decide whether this is a new run; returns the checkpoint to go on from, or None."""
+        plain = to_dict(self.recipe)
+        if not self.folder.holds_run():
+            self.accelerator.wait_for_everyone()
+            self.folder.describe(plain, {"seed": self.recipe.seed, "processes": self.accelerator.num_processes,
+                                         "device": _device_name(self.accelerator.device)})
+            self.accelerator.wait_for_everyone()
+            return None
+        if not resume:
+            raise RestoreError(f"{self.folder.path}: holds a run already; add --resume to go on with it, or choose another folder")
+        _same_recipe(self.folder.recipe(), plain, self.folder.path)
+        self.folder.clear_partial()
+        saved = self.folder.load()
+        self.accelerator.wait_for_everyone()
+        self.folder.describe(plain, {"seed": self.recipe.seed, "processes": self.accelerator.num_processes,
+                                     "device": _device_name(self.accelerator.device)})
+        self.folder.cut_log(saved[0] if saved else 0)
+        return saved
+
+    def run(self):
+        from tqdm import tqdm
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        if self.step >= recipe.steps and (self.folder.path / "final" / "config.json").exists():
+            self.accelerator.print(f"{self.folder.path}: all {recipe.steps} steps are done")
+            return self.folder.path / "final"
+        self._start_trackers()
+        loader = batches(self.samples, self.micro_batch, self.step * recipe.accumulate, recipe.workers,
+                         self.accelerator.process_index, self.accelerator.num_processes,
+                         pin_memory=self.accelerator.device.type == "cuda")
+        bar = tqdm(total=recipe.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True, mininterval=1)
+        self.started = time.monotonic()
+        self.learner.train()
+        with bar, contextlib.closing(loader):
+            while self.step < recipe.steps:
+                if self.on_step:
+                    self.on_step(self.step, self.network)
+                self._train_step(loader)
+                self.step += 1
+                bar.update()
+                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                    bar.set_postfix_str(self._log())
+                if self.validation and (self.step % recipe.validate_every == 0 or self.step == recipe.steps):
+                    bar.write(self._validate()) if main else self._validate()
+                if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
+                    self._save()
+        return self._finish()
+
+    def _train_step(self, loader):
+        """One optimizer step: every micro-batch through the planned depths, then one update, unless something is not finite."""
+        recipe, accelerator = self.recipe, self.accelerator
+        rate = learning_rate(recipe, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_mixed(recipe.seed, self.step, accelerator.process_index))
+        finite = torch.ones((), device=accelerator.device)
+        for micro in range(recipe.accumulate):
+            batch = next(loader)
+            self._count_broken(batch)
+            passes = branching.plan(recipe.branches, self.depths, self.cost, recipe.seed, self.step, micro, self.micro_batch)
+            largest = None
+            for i, item in enumerate(passes):
+                last = micro == recipe.accumulate - 1 and i == len(passes) - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(self.learner):
+                    loss, output = self._loss(batch, item, largest)
+                    largest = output.detach() if i == 0 and any(p.distill for p in passes) else largest
+                    finite *= torch.isfinite(loss.detach())
+                    loss = loss * (item.weight / recipe.accumulate)
+                    if last and self.parallel:      # each parameter takes part in the exchange, also one that no depth of this step used
+                        loss = loss + 0 * sum(p.sum() for p in self.learner.parameters() if p.requires_grad)
+                    accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(self.learner.parameters(), recipe.clip or math.inf)
+        self._update(finite * torch.isfinite(norm).to(finite), norm)
+
+    def _loss(self, batch, item, largest):
+        """Loss of one pass, and its output; ``largest`` is the output that a distilled pass learns."""
+        from .depth import parse_depth
+        device = self.accelerator.device
+        x, target = (batch[key][item.rows].to(device, non_blocking=True) for key in ("input", "target"))
+        if self.recipe.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        output, logits = self.learner(x, parse_depth(item.depth))
+        loss = self.criterion(output, largest[item.rows] if item.distill else target)
+        self._measure(f"loss_{item.depth}" if item.depth else "loss", loss, item.weight)
+        if logits is not None:
+            task = batch["task"][item.rows].to(device)
+            entropy = nn.functional.cross_entropy(logits.float(), task)
+            self._measure("task_accuracy", (logits.argmax(1) == task).float().mean(), item.weight)
+            loss = loss + self.head_weight * entropy
+        return loss, output
+
+    def _update(self, finite, norm):
+        """Apply the gradient if it is finite in every process; count the step as skipped otherwise."""
+        accelerator, recipe = self.accelerator, self.recipe
+        if accelerator.num_processes > 1:
+            finite = accelerator.reduce(finite, "sum") >= accelerator.num_processes - 0.5
+        finite = bool(finite)                       # waits for the device once a step
+        if finite or accelerator.scaler is not None:
+            self.optimizer.step()                   # a gradient scaler leaves out a step by itself and lowers its scale
+        if finite:
+            if self.average:
+                self.average.update(self.network, self.step + 1)
+            self._measure("gradient_norm", norm, 1.0)
+            self.counters["bad_in_a_row"] = 0
+        else:
+            self.counters["skipped_steps"] += 1
+            self.counters["bad_in_a_row"] += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.counters["bad_in_a_row"] >= recipe.max_bad_steps:
+            kept = self.folder.steps()
+            raise RestoreError(
+                f"step {self.step + 1}: the loss or its gradient was not finite in {recipe.max_bad_steps} consecutive steps, so the run "
+                f"stops. The weights were not touched in them"
+                + (f"; the last checkpoint is {self.folder.checkpoints}/step-{kept[-1]:08d}." if kept else ".")
+                + " A lower lr, a longer warmup or precision: fp32 usually helps.")
+
+    def _measure(self, name, value, weight):
+        total, count = self.meter.get(name, (0.0, 0.0))
+        value = value.detach().float()
+        value = torch.nan_to_num(value, 0.0, 0.0, 0.0) * weight
+        self.meter[name] = (total + value, count + weight)
+
+    def _means(self):
+        """Means of the meters over the processes since the last row of the log."""
+        means = {}
+        for name in sorted(self.meter):
+            total, count = self.meter[name]
+            total = torch.as_tensor(total, device=self.accelerator.device, dtype=torch.float32)
+            means[name] = float(self.accelerator.reduce(_plain(total), "mean")) / count
+        return means
+
+    def _count_broken(self, batch):
+        for text in batch.get("skipped", ()):
+            for line in filter(None, text.split("\n")):
+                self.counters["broken_samples"] += 1
+                if line not in self.broken and len(self.broken) < 1000:
+                    self.broken[line] = None
+                    if self.folder.write:
+                        print(f"skipped: {line}", flush=True)
+
+    def _log(self):
+        """Write a row of the log; returns it in short for the progress bar."""
+        means = self._means()
+        counters = self._counted()
+        row = {"step": self.step, "lr": learning_rate(self.recipe, self.step - 1),
+               **{k: round(v, 8) for k, v in means.items()}, **counters}
+        self.folder.log(**row)
+        self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
+        self.meter = {}
+        short = ", ".join(f"{k[5:] or 'loss'} {v:.4f}" for k, v in means.items() if k.startswith("loss"))
+        broken = counters["broken_files"]
+        return short + (f", {counters['skipped_steps']} steps skipped" if counters["skipped_steps"] else "") \
+            + (f", {broken} broken files" if broken else "")
+
+    def _counted(self):
+        """Counters over all processes. Samples that needed another file are counted, and the broken files that were met."""
+        from accelerate.utils import gather_object
+        parts = gather_object([(self.counters["broken_samples"], list(self.broken))])
+        return {"skipped_steps": self.counters["skipped_steps"], "broken_samples": sum(n for n, _ in parts),
+                "broken_files": len({name for _, names in parts for name in names}),
+                "seconds": round(self.counters["seconds"] + time.monotonic() - self.started, 1)}
+
+    def _validate(self):
+        from accelerate.utils import DistributedType, gather_object
+
+        from .validation import summarise, validate
+        accelerator = self.accelerator
+        shared = accelerator.distributed_type == DistributedType.FSDP         # its forward needs every process at once
+        pairs = self.validation if shared else self.validation[accelerator.process_index::accelerator.num_processes]
+        strip = self.folder.path / "validation" / f"step-{self.step:08d}.png" if accelerator.is_main_process else None
+        with self.average.applied(self.network) if self.average else contextlib.nullcontext():
+            part = validate(self.network, pairs, self.depths, accelerator.device, strip)
+        self.scores = summarise([part] if shared else gather_object([part]))
+        self.folder.log(step=self.step, psnr={str(d): {t: round(v, 4) for t, v in s.items()} for d, s in self.scores.items()})
+        accelerator.log({f"psnr/{d}/{t}": v for d, s in self.scores.items() for t, v in s.items()}, step=self.step)
+        return f"step {self.step}: PSNR " + ", ".join(f"{d} {s['mean']:.2f}" for d, s in self.scores.items()) + " dB"
+
+    def _save(self):
+        from accelerate.utils import gather_object
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        optimizer = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=options)
+        tensors, scalars = {}, {}
+        for name, values in optimizer.get("state", {}).items():
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{name}::{key}"] = value
+                else:
+                    scalars[f"{name}::{key}"] = value
+        groups = {"model": _unshared(get_model_state_dict(self.learner, options=options)), "optimizer": tensors}
+        if self.average:
+            groups["ema"] = self.average.state()
+        parts = gather_object([list(self.broken)])
+        counted = self._counted()
+        state = {"step": self.step, "counters": {**self.counters, "broken_samples": counted["broken_samples"],
+                                                 "seconds": counted["seconds"]},
+                 "broken": sorted({name for part in parts for name in part}), "scores": self.scores,
+                 "meter": {k: [v * self.meter[k][1], self.meter[k][1]] for k, v in self._means().items()},
+                 "optimizer_scalars": scalars, "processes": self.accelerator.num_processes,
+                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None}
+        self.folder.save(self.step, groups, state, self.recipe.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, step, groups, state):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_model_state_dict, \
+            set_optimizer_state_dict
+        options = StateDictOptions(full_state_dict=True)
+        fresh = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=options)
+        values = {}
+        for key, value in [*groups["optimizer"].items(), *state["optimizer_scalars"].items()]:
+            name, _, entry = key.rpartition("::")
+            values.setdefault(name, {})[entry] = value
+        set_optimizer_state_dict(self.learner, self.optimizer.optimizer,
+                                 {"state": values, "param_groups": fresh["param_groups"]}, options=options)
+        set_model_state_dict(self.learner, groups["model"], options=options)
+        if self.average:
+            self.average.load(groups["ema"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.counters, self.scores = step, state["counters"], state["scores"]
+        self.meter = {k: (total, count) for k, (total, count) in state["meter"].items()}
+        self.broken = dict.fromkeys(state["broken"])
+        if not self.accelerator.is_main_process:
+            self.counters = {**self.counters, "broken_samples": 0}
+        self.accelerator.print(f"{self.folder.path}: going on from step {step}")
+
+    def _start_trackers(self):
+        if self.recipe.trackers:
+            config = {key: value if isinstance(value, (int, float, str)) else str(value)
+                      for key, value in flatten(to_dict(self.recipe)).items()}
+            self.accelerator.init_trackers(self.folder.path.name or "run", config=config)
+
+    def _finish(self):
+        """Write ``final`` and let the trackers end."""
+        from . import checkpoint
+        final = self.folder.path / "final"
+        facts = {"recipe": to_dict(self.recipe), "steps": self.step, "skipped_steps": self.counters["skipped_steps"],
+                 "psnr": self.scores, "versions": _short_versions(), **self.provenance}
+        with self.average.applied(self.network) if self.average else contextlib.nullcontext():
+            self._export(checkpoint, final, facts)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return final
+
+    def _export(self, checkpoint, final, facts):
+        """Save the network alone; shards are put together first."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        from .models import create_model
+        whole = get_model_state_dict(self.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self.accelerator.is_main_process:
+            copy = create_model(self.network.name, **self.network.config)
+            copy.load_state_dict(whole)
+            checkpoint.save(copy, final, facts)
+
+
+def _accelerator(recipe, out):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    for name in recipe.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise RestoreError(f"trackers: {name} is not installed (pip install {name})")
+    AcceleratorState._reset_state()                 # a second run in one process may have another precision
+    precision = "no" if recipe.precision == "fp32" else recipe.precision
+    try:
+        return Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu", log_with=recipe.trackers or None,
+                           project_dir=str(out))
+    except ValueError as error:
+        raise RestoreError(f"precision: {recipe.precision} does not work here: {error}") from None
+
+
+def _micro_batch(recipe, processes):
+    parts = processes * recipe.accumulate
+    if recipe.batch_size % parts:
+        raise RestoreError(f"batch_size: {recipe.batch_size} cannot be cut into {processes} processes x {recipe.accumulate} accumulate")
+    return recipe.batch_size // parts
+
+
+def _optimizer(learner, recipe):
+    kinds = {True: [], False: []}
+    for parameter in learner.parameters():
+        if parameter.requires_grad:
+            kinds[parameter.ndim >= 2].append(parameter)
+    groups = [{"params": kinds[True], "weight_decay": recipe.weight_decay}, {"params": kinds[False], "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas)
+
+
+def _same_recipe(old, new, folder):
+    """Refuse to go on with another recipe, naming each key that differs."""
+    old, new = flatten(old), flatten(new)
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)]
+    if changed:
+        listed = "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in changed)
+        raise RestoreError(f"{folder}: the run was started with another recipe: {listed}. Start a new run in another folder, or "
+                           "give the old values.")
+
+
+def _mixed(*numbers):
+    return int(np.random.SeedSequence([*numbers, 6]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _plain(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _unshared(tensors):
+    """Tensors with storages of their own, as safetensors wants them."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _device_name(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({torch.get_num_threads()} threads)"
+
+
+def _short_versions():
+    from .resume import versions
+    return {key: value for key, value in versions().items() if key in ("anydepth", "torch", "python")}

@@ -2,7 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import torch
+
+from .depth import parse_depth
+from .files import atomic_path
+from .metrics import psnr
+
+STRIP_SIDE = 192        # pixels of an image in the strip
+STRIP_ROWS = 6
 
 
 @dataclasses.dataclass
@@ -12,3 +20,78 @@ class Pair:
     task: str
     input: torch.Tensor
     target: torch.Tensor
+
+
+def validate(network, pairs, depths, device, strip=None):
+    """``{depth: {task: [PSNR of each pair]}}`` of float32 outputs clamped to [0, 1], RGB, no border cut; at most 100 dB.
+
+    Images are restored whole, or in tiles where the memory asks for it, by :class:`restore.restorer.Restorer`. The input's own
+    scores are under the depth ``"input"``. strip: path of a PNG to write: input, each depth, target of the first pairs.
+    """
+    try:
+        from .restorer import Restorer
+    except ImportError:
+        Restorer = _Whole
+    mode = network.training
+    network.eval()
+    scores, rows = {}, []
+    try:
+        for i, pair in enumerate(pairs):
+            row = [("input", pair.input)]
+            for name in depths:
+                restorer = Restorer(network, depth=parse_depth(name), device=device)
+                row.append((name, restorer.restore(pair.input)))
+            for name, image in row:
+                scores.setdefault(name or "only", {}).setdefault(pair.task, []).append(psnr(image.cpu(), pair.target, limit=100))
+            if len(rows) < STRIP_ROWS and (len(pairs) <= STRIP_ROWS or i * STRIP_ROWS // len(pairs) == len(rows)):
+                rows.append([image.cpu() for _, image in [*row, ("target", pair.target)]])
+    finally:
+        network.train(mode)
+    if strip is not None and rows:
+        write_strip(strip, rows)
+    return scores
+
+
+def summarise(parts):
+    """``{depth: {task: mean PSNR, "mean": mean over tasks}}`` from what :func:`validate` gave in each process."""
+    joined, table = {}, {}
+    for depth, task, values in ((d, t, v) for part in parts for d, tasks in part.items() for t, v in tasks.items()):
+        joined.setdefault(depth, {}).setdefault(task, []).extend(values)
+    for depth, tasks in joined.items():
+        means = {task: float(np.mean(values)) for task, values in sorted(tasks.items())}
+        table[depth] = {**means, "mean": float(np.mean(list(means.values())))}
+    return table
+
+
+def write_strip(path, rows):
+    """Rows of float images (3, h, w) as one PNG: the middle of each image, at most ``STRIP_SIDE`` pixels wide and high."""
+    import cv2
+    cells = [[_middle(image) for image in row] for row in rows]
+    width = sum(c.shape[1] + 2 for c in max(cells, key=lambda row: sum(c.shape[1] for c in row)))
+    sheet = np.full((sum(row[0].shape[0] + 2 for row in cells), width, 3), 255, np.uint8)
+    top = 0
+    for row in cells:
+        left = 0
+        for cell in row:
+            sheet[top:top + cell.shape[0], left:left + cell.shape[1]] = cell
+            left += cell.shape[1] + 2
+        top += row[0].shape[0] + 2
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), sheet[..., ::-1])
+
+
+def _middle(image):
+    height, width = image.shape[-2:]
+    side_h, side_w = min(height, STRIP_SIDE), min(width, STRIP_SIDE)
+    top, left = (height - side_h) // 2, (width - side_w) // 2
+    part = image[:, top:top + side_h, left:left + side_w].clamp(0, 1).mul(255).round().byte()
+    return part.permute(1, 2, 0).numpy()
+
+
+class _Whole:
+    def __init__(self, network, depth, device):
+        self.network, self.depth, self.device = network, depth, device
+
+    def restore(self, x):
+        with torch.inference_mode():
+            return self.network(x[None].to(self.device), self.depth)[0].clamp(0, 1)
