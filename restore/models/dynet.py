@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .base import RestorationModel, channels_last, initialise
-from .layers import Down, PromptFusion, TransformerBlock, Up
+from .layers import Down, PromptFusion, TransformerBlock, Up, default_prompt_channels
 
 SMALL, LARGE = (2, 3, 3, 4), (4, 6, 6, 8)
 
@@ -33,7 +33,7 @@ class DyNet(RestorationModel):
 
     def __init__(self, width=48, heads=(1, 2, 4, 8), prompt_channels=None, prompt_sizes=(64, 32, 16), refinement=4,
                  depths=None, default_depth="large"):
-        prompts = tuple(prompt_channels or (width * 4 // 3, width * 8 // 3, width * 20 // 3))
+        prompts = tuple(prompt_channels or default_prompt_channels(width))
         depths = {key: list(value) for key, value in (depths or {"small": SMALL, "large": LARGE}).items()}
         super().__init__(dict(width=width, heads=list(heads), prompt_channels=list(prompts),
                               prompt_sizes=list(prompt_sizes), refinement=refinement,

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ..errors import RestoreError
+
 
 class LayerNorm(nn.Module):
     """Normalises the channels of each pixel by themselves: biased variance, eps 1e-5, scale and shift."""
@@ -31,6 +33,9 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels, heads):
         super().__init__()
+        if channels % heads:
+            raise RestoreError(f"{channels} channels cannot be split into {heads} heads; change width, heads or "
+                               "prompt_channels")
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
@@ -134,3 +139,8 @@ class PromptFusion(nn.Module):
 
     def forward(self, x):
         return self.reduce(self.block(torch.cat([x, self.prompt(x)], dim=1)))
+
+
+def default_prompt_channels(width):
+    """Channels of the three prompts in the published proportion to ``width``, in multiples of the four heads."""
+    return tuple(max(4, round(width * share / 12) * 4) for share in (4, 8, 20))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .base import RestorationModel, channels_last, initialise
-from .layers import Down, PromptFusion, TransformerBlock, Up
+from .layers import Down, PromptFusion, TransformerBlock, Up, default_prompt_channels
 
 
 class PromptIR(RestorationModel):
@@ -21,7 +21,7 @@ class PromptIR(RestorationModel):
 
     def __init__(self, width=48, blocks=(4, 6, 6, 8), heads=(1, 2, 4, 8), prompt_channels=None,
                  prompt_sizes=(64, 32, 16), refinement=4):
-        prompts = tuple(prompt_channels or (width * 4 // 3, width * 8 // 3, width * 20 // 3))
+        prompts = tuple(prompt_channels or default_prompt_channels(width))
         super().__init__(dict(width=width, blocks=list(blocks), heads=list(heads), prompt_channels=list(prompts),
                               prompt_sizes=list(prompt_sizes), refinement=refinement))
         c = width
