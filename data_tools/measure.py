@@ -1,0 +1,261 @@
+"""All metrics of one image, from its encoded bytes, as one flat dictionary: the row of the ``measure`` table.
+
+Every pixel is decoded once, and every metric comes from the same few arrays: the gray image, its halvings, their block
+maps, and a small colour copy. Nothing here decides: thresholds belong to :mod:`data_tools.decide`.
+"""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from . import phash
+from .decode import decode
+from .header import Refused, jpeg_quality, misnamed
+from .maps import block_maps, halve
+
+VERSION = 1                                # of the metrics: part of the key of every measured part
+
+# name -> (type, what it is); the columns of the table after id, error, sha256, phash, phash_quality
+METRICS = {
+    "format": (pa.string(), "format by the first bytes"),
+    "width": (pa.int32(), "pixels, as displayed"),
+    "height": (pa.int32(), "pixels, as displayed"),
+    "short_side": (pa.int32(), "pixels"),
+    "megapixels": (pa.float32(), "width x height / 10^6"),
+    "aspect": (pa.float32(), "long side / short side"),
+    "bits": (pa.int32(), "bits per channel"),
+    "gray": (pa.bool_(), "stored with one channel"),
+    "cmyk": (pa.bool_(), "stored as CMYK"),
+    "frames": (pa.int32(), "pictures in the file; more than one is an animation"),
+    "transparent": (pa.float32(), "share of pixels that are not opaque"),
+    "progressive": (pa.bool_(), "progressive JPEG"),
+    "misnamed": (pa.bool_(), "the file name promises another format"),
+    "jpeg_quality": (pa.float32(), "libjpeg's quality by the luma quantisation table; null when not a JPEG"),
+    "bits_per_pixel": (pa.float32(), "encoded bits per pixel"),
+    "sharpness": (pa.float32(), "mean |second difference| / mean |first difference| in the most textured quarter of the "
+                                "blocks, less the noise's part; about 2 for a step, 0.8 / sigma for a blurred one"),
+    "sharpness_2": (pa.float32(), "the same after halving: grain no longer hides a strong blur"),
+    "sharpness_4": (pa.float32(), "the same at a quarter"),
+    "sharpness_8": (pa.float32(), "the same at an eighth; null for small images"),
+    "sharpness_axis": (pa.float32(), "the smaller of the sharpnesses along x and along y, at half size: motion blur"),
+    "noise": (pa.float32(), "Immerkaer's sigma, 0..255 units, 10th percentile over blocks"),
+    "noise_2": (pa.float32(), "the same after halving: true noise halves, texture stays"),
+    "flat": (pa.float32(), "share of blocks without structure (gradient below 1.5 levels a pixel beyond the noise)"),
+    "blockiness": (pa.float32(), "steps at the best 8-pixel grid / steps beside it; 1 is none"),
+    "brightness": (pa.float32(), "mean luma, 0..255"),
+    "contrast": (pa.float32(), "98th less 2nd percentile of luma"),
+    "dark": (pa.float32(), "share of luma below 8"),
+    "bright": (pa.float32(), "share of luma above 247"),
+    "entropy": (pa.float32(), "of the luma histogram, bits"),
+    "saturation": (pa.float32(), "mean of max - min of RGB, 0..255"),
+    "white_ring": (pa.float32(), "share of near-white in a frame of 4 % of the sides"),
+    "object_share": (pa.float32(), "share of the picture that is not near-white"),
+    "border_share": (pa.float32(), "share of the area in constant bands at the edges (letterbox)"),
+    "zero_gradient": (pa.float32(), "share of neighbouring pixels that are exactly equal"),
+    "edge_profile": (pa.float32(), "strong steps (above 24) per middling ones (4 to 24): drawings step, photos slope"),
+    "colours": (pa.float32(), "number of different 4-bit-a-channel colours that hold 95 % of the pixels"),
+    "text": (pa.float32(), "share of the area in rows of small strong strokes, as captions and overlays have"),
+}
+BASE = {"id": pa.string(), "error": pa.string(), "sha256": pa.binary(32), "phash": pa.binary(32),
+        "phash_quality": pa.int8()}
+SAMPLED = 600_000                          # pixels a block map looks at; larger images are sampled in strips
+
+
+def schema(plugin_columns=()):
+    """Schema of a ``measure`` part; plug-in columns are float32."""
+    fields = [*BASE.items(), *((name, kind) for name, (kind, _) in METRICS.items()),
+              *((name, pa.float32()) for name in plugin_columns)]
+    return pa.schema(fields)
+
+
+def measure(data, name="", max_megapixels=200.0, plugins=()):
+    """The row of one encoded image (without its id): a dictionary of :data:`BASE` and :data:`METRICS`.
+
+    ``plugins`` are pairs (prefix, function): see :mod:`data_tools.plugins`. An image that cannot be decoded gives a row
+    with ``error`` set and what was known by then; nothing is raised for it.
+    """
+    row = {"error": None, "sha256": hashlib.sha256(data).digest()}
+    try:
+        header, pixels, transparent = decode(data, max_megapixels)
+    except Refused as refused:
+        row["error"] = str(refused)
+        row.update(header_only(data, name))
+        return row
+    height, width = pixels.shape[:2]
+    row.update(_header_metrics(header, width, height, name, len(data)), transparent=transparent)
+    row.update(pixel_metrics(pixels))
+    for prefix, function in plugins:
+        row.update(_plugin(row, prefix, function, pixels))
+    return row
+
+
+def header_only(data, name):
+    """What the header of an undecodable image still says: a part of the row, perhaps nothing."""
+    from .header import read_header
+    try:
+        header = read_header(data)
+    except Refused:
+        return {}
+    width, height = (header.height, header.width) if header.orientation > 4 else (header.width, header.height)
+    return _header_metrics(header, width, height, name, len(data))
+
+
+def _header_metrics(header, width, height, name, size):
+    return {"format": header.format, "width": width, "height": height, "short_side": min(width, height),
+            "megapixels": width * height / 1e6, "aspect": max(width, height) / min(width, height),
+            "bits": header.bits, "gray": header.mode in ("1", "L", "LA", "I", "F", "I;16", "I;16B"),
+            "cmyk": header.mode == "CMYK", "frames": header.frames, "progressive": header.progressive,
+            "misnamed": misnamed(name, header.format),
+            "jpeg_quality": jpeg_quality(header.tables[0]) if header.tables else None,
+            "bits_per_pixel": 8 * size / (width * height)}
+
+
+def pixel_metrics(pixels):
+    """The metrics of decoded pixels: uint8 (h, w) gray or (h, w, 3) BGR."""
+    gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    row = {}
+    row["phash"], row["phash_quality"] = phash.pdq(gray)
+    row.update(_sharpness(gray))
+    row.update(_edges(gray))
+    small = pixels
+    while max(small.shape[:2]) > 512 and min(small.shape[:2]) >= 64:
+        small = np.ascontiguousarray(small[::2, ::2]) if max(small.shape[:2]) > 4096 else halve(small)
+    small = small if small.ndim == 3 else cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
+    row.update(_tone(small))
+    row.update(_frame(small))
+    row["text"] = _text(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+    return row
+
+
+def _sharpness(gray):
+    """Sharpness at four scales, noise, flat share, blockiness."""
+    row = {name: None for name in ("sharpness", "sharpness_2", "sharpness_4", "sharpness_8", "sharpness_axis", "noise",
+                                   "noise_2", "flat", "blockiness")}
+    for scale, block in ((1, 16), (2, 16), (4, 8), (8, 8)):
+        if scale > 1:
+            gray = halve(gray)
+        if min(gray.shape) < 4 * block + 2 or (scale == 8 and min(gray.shape) < 60):
+            break
+        maps = block_maps(gray, block, scale == 1, max(2, SAMPLED // (64 * gray.shape[1])))
+        noise = _noise(maps)
+        along_x, along_y, both = _ratios(maps, noise)
+        row["sharpness" if scale == 1 else f"sharpness_{scale}"] = both
+        if scale == 1:
+            row.update(noise=noise, flat=float((maps.gradient < 1.5 + 2.3 * noise).mean()), blockiness=_blockiness(maps))
+        elif scale == 2:
+            row.update(noise_2=noise, sharpness_axis=min(along_x, along_y))
+    return row
+
+
+def _noise(maps):
+    """Immerkaer's estimate (1996), sigma = sqrt(pi / 2) / 6 mean|N|, at the 10th percentile of the blocks that are not
+    clipped to black or white, where noise cannot show."""
+    usable = maps.cross[(maps.mean > 6) & (maps.mean < 249)]
+    if usable.size < 8:
+        usable = maps.cross.ravel()
+    return float(np.percentile(usable, 10)) * (np.pi / 2) ** 0.5 / 6
+
+
+def _ratios(maps, noise):
+    """Second over first differences, along x, along y and together, in the most textured quarter of the blocks.
+
+    White noise of deviation s gives mean |first difference| = 1.128 s and mean |second difference| = 1.954 s; both are
+    taken off in quadrature.
+    """
+    gradient = maps.gradient
+    chosen = gradient >= np.percentile(gradient, 75)
+    first_x, first_y, second_x, second_y = (float(m[chosen].mean()) for m in (maps.dx, maps.dy, maps.dxx, maps.dyy))
+
+    def ratio(second, first, count):
+        second = max(second ** 2 - (1.954 * count * noise) ** 2, 0) ** 0.5
+        first = max(first ** 2 - (1.128 * count * noise) ** 2, 1e-4) ** 0.5
+        return second / first
+    return ratio(second_x, first_x, 1), ratio(second_y, first_y, 1), ratio(second_x + second_y, first_x + first_y, 2)
+
+
+def _blockiness(maps):
+    """Mean step on the strongest phase of 8 over the mean step on the phases that do not touch it, the smaller of the
+    two directions: a texture has a period in one direction by chance, hardly in both."""
+    ratios = []
+    for steps in (maps.columns, maps.rows):
+        phases = np.arange(len(steps)) % 8
+        seen = ~np.isnan(steps)
+        means = np.array([steps[seen & (phases == p)].mean() if (seen & (phases == p)).any() else 0 for p in range(8)])
+        best = int(means.argmax())
+        others = [means[(best + k) % 8] for k in (2, 3, 4, 5, 6)]
+        ratios.append((means[best] + 0.05) / (float(np.mean(others)) + 0.05))
+    return float(min(ratios))
+
+
+def _edges(gray):
+    """Exactly equal neighbours, and strong steps per middling ones, on every eighth row."""
+    rows = gray[::8 if gray.shape[0] > 256 else 4]
+    steps = np.bincount(cv2.absdiff(rows[:, 1:], rows[:, :-1]).ravel(), minlength=256)
+    middling, strong = int(steps[4:25].sum()), int(steps[25:].sum())
+    return {"zero_gradient": steps[0] / max(1, steps.sum()), "edge_profile": (strong + 1) / (middling + 10)}
+
+
+def _tone(small):
+    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+    counts = np.bincount(gray.ravel(), minlength=256)
+    share = counts / counts.sum()
+    below = share.cumsum()
+    low, high = (int(np.searchsorted(below, p)) for p in (0.02, 0.98))
+    used = share[share > 0]
+    blue, green, red = cv2.split(small)
+    spread = cv2.subtract(cv2.max(cv2.max(blue, green), red), cv2.min(cv2.min(blue, green), red))
+    packed = (blue & 0xF0).astype(np.uint16) << 4 | (green & 0xF0) | red >> 4
+    colours = np.sort(np.bincount(packed.ravel(), minlength=4096))[::-1].cumsum()
+    return {"brightness": float((share * np.arange(256)).sum()), "contrast": float(high - low),
+            "dark": float(share[:8].sum()), "bright": float(share[248:].sum()),
+            "entropy": float(-(used * np.log2(used)).sum()),
+            "saturation": cv2.mean(spread)[0],
+            "colours": float(np.searchsorted(colours, 0.95 * packed.size) + 1)}
+
+
+def _frame(small):
+    """White ring and object share of product photos; constant bands at the edges."""
+    blue, green, red = cv2.split(small)
+    white = cv2.min(cv2.min(blue, green), red) >= 238
+    height, width = white.shape
+    h, w = max(1, round(0.04 * height)), max(1, round(0.04 * width))
+    ring = np.concatenate([white[:h].ravel(), white[-h:].ravel(), white[h:-h, :w].ravel(), white[h:-h, -w:].ravel()])
+    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+    top, bottom = _bands(gray), _bands(gray[::-1])
+    left, right = _bands(gray.T), _bands(gray.T[::-1])
+    kept = max(0, 1 - (top + bottom) / height) * max(0, 1 - (left + right) / width)
+    return {"white_ring": float(ring.mean()), "object_share": float(1 - white.mean()), "border_share": float(1 - kept)}
+
+
+def _bands(gray):
+    """How many rows from the top are one constant colour (98 % of the pixels within 6 levels of the first row's)."""
+    level = np.median(gray[0])
+    for count in (16, len(gray)):          # most pictures have no band: look at few rows first
+        alike = (cv2.absdiff(np.ascontiguousarray(gray[:count]), float(level)) <= 6).mean(1) > 0.98
+        if not alike.all():
+            return int(alike.argmin())
+    return len(gray)
+
+
+def _text(gray):
+    """Share of the area in horizontal runs of short, strong, closely spaced strokes."""
+    steps = cv2.absdiff(gray[:, 1:], gray[:, :-1])
+    strong = cv2.threshold(steps, 40, 1, cv2.THRESH_BINARY)[1]
+    if not cv2.countNonZero(strong):
+        return 0.0
+    strong[:] *= 255                       # 8-bit box filters are the fast ones
+    density = cv2.blur(strong, (25, 7), borderType=cv2.BORDER_CONSTANT)
+    around = cv2.blur(strong, (25, 31), borderType=cv2.BORDER_CONSTANT)
+    return float(((density > 51) & (around < density >> 1)).mean())
+
+
+def _plugin(row, prefix, function, pixels):
+    rgb = pixels[:, :, ::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, 2)
+    try:
+        values = function(np.ascontiguousarray(rgb), dict(row))
+    except Exception as error:             # somebody else's code must not end the run
+        return {"error": row["error"] or f"plugin: {prefix}: {type(error).__name__}: {error}"}
+    values = values if isinstance(values, dict) else {"score": values}
+    return {f"{prefix}.{name}": float(value) for name, value in values.items()}
