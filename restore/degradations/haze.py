@@ -59,10 +59,9 @@ def scatter(image, transmission, airlight):
     return torch.lerp(airlight, image, transmission.to(image.dtype)).clamp_(0, 1)
 
 
-def random_haze(image, generator, kinds=KINDS):
+@per_image
+def random_haze(image, generator, *, kinds=KINDS):
     """``image`` in haze of a kind drawn from ``kinds`` (:class:`Hazes`), each image of a batch with its own depth."""
-    if image.dim() == 4:
-        return torch.stack([random_haze(one, generator, kinds) for one in image]) if len(image) else image.clone()
     kind = kinds[draw_index(generator, [kind.weight for kind in kinds])]
     return haze(image, generator, **sample_haze(image, generator, kind))
 

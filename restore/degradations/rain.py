@@ -108,10 +108,9 @@ def streak_layer(height, width, generator, streaks):
     return torch.lerp(canvas.gather(1, index), canvas.gather(1, index + 1), position.sub_(left))
 
 
-def random_rain(image, generator, kinds=KINDS):
+@per_image
+def random_rain(image, generator, *, kinds=KINDS):
     """``image`` with rain of a kind drawn from ``kinds`` (:class:`Rainfall`), each image of a batch with its own."""
-    if image.dim() == 4:
-        return torch.stack([random_rain(one, generator, kinds) for one in image]) if len(image) else image.clone()
     kind = kinds[draw_index(generator, [kind.weight for kind in kinds])]
     return rain(image, generator, **sample_rain(generator, kind))
 
