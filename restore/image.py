@@ -63,9 +63,7 @@ def read_image(path, max_pixels=MAX_PIXELS):
     image, or larger than ``max_pixels``.
     """
     name, data = _load(path)
-    height, width = _header(name, data)
-    if height * width > max_pixels:
-        raise ImageError(f"{name}: has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:,.0f} megapixels")
+    height, width = _header(name, data, max_pixels=max_pixels)
     kind = kind_of(data)
     try:
         raster = _CODECS[kind].read(data)
@@ -102,9 +100,12 @@ def write_image(path, image, quality=None):
     if quality is not None and not 1 <= quality <= 100:
         raise ImageError(f"the quality of an image is 1 to 100, not {quality}")
     bits = min(image.bits, codec.BITS[-1])
-    color = to_array(image.pixels, bits)
     if image.gray:
-        color = to_array(image.pixels.mean(0, keepdim=True).expand(3, -1, -1), bits)[:, :, :1]
+        first, second, third = image.pixels
+        mean = first + ((second - first) + (third - first)) / 3          # exact where the three are equal
+        color = to_array(mean.expand(3, -1, -1), bits)[:, :, :1]
+    else:
+        color = to_array(image.pixels, bits)
     alpha = None if image.alpha is None else to_array(image.alpha.expand(3, -1, -1), bits)[:, :, 0]
     raster = Raster(**image.metadata(), color=color, alpha=alpha)
     try:
@@ -132,27 +133,24 @@ def read_rgb8(source, orientation=True):
     """Decode ``source``, a path or the bytes of a file, to a ``uint8`` RGB array ``(height, width, 3)``.
 
     The plain, fast decode of training and benchmarks: alpha is dropped, 16 bits become 8, profiles are not applied.
-    JPEG goes through libjpeg-turbo (simplejpeg: accurate DCT, smooth chroma upsampling; damage is an error), the
-    rest through OpenCV. The EXIF orientation is baked in unless ``orientation`` is False. Raises :class:`ImageError`.
+    JPEG goes through libjpeg-turbo (simplejpeg: accurate DCT, smooth chroma upsampling; damage is an error), PNG
+    through OpenCV, the rest as in :func:`read_image`. The EXIF orientation is baked in unless ``orientation`` is
+    False. Raises :class:`ImageError`.
     """
-    import cv2
     name, data = _load(source)
+    _header(name, data)
+    kind = kind_of(data)
     try:
-        how = exif_orientation(find_exif(data)) if orientation else 1
-        if kind_of(data) == "JPEG":
-            import simplejpeg
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-            if height * width > MAX_PIXELS:
-                raise ValueError(f"it has {width} x {height} pixels")
-            array = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        if kind in ("JPEG", "PNG"):
+            how = exif_orientation(find_exif(data))
+            array = (_decode_jpeg if kind == "JPEG" else _decode_png)(data)
         else:
-            array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            if array is None:
-                raise ValueError("it is damaged or not a supported image")
-            array = cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
-    except (ValueError, cv2.error) as error:
-        raise ImageError(f"{name}: cannot be read as an image: {error}") from error
-    return np.ascontiguousarray(turn(array, how))
+            raster = _CODECS[kind].read(data)
+            how = exif_orientation(raster.exif)
+            array = to_array(from_array(raster.color))
+    except Exception as error:               # decoders raise whatever a damaged file led them to
+        raise ImageError(f"{name}: cannot be read: {error}") from error
+    return np.ascontiguousarray(turn(array, how if orientation else 1))
 
 
 def image_size(path, orientation=True):
@@ -224,7 +222,7 @@ def _load(source):
         raise ImageError(f"{source}: cannot be read: {error.strerror or error}") from error
 
 
-def _header(name, source, orientation=True):
+def _header(name, source, orientation=True, max_pixels=MAX_PIXELS):
     """``(height, width)`` from the header of a file (bytes, or open for reading)."""
     start = source[:64] if isinstance(source, bytes) else source.read(64)
     if not start:
@@ -235,15 +233,32 @@ def _header(name, source, orientation=True):
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     file.seek(0)
     try:
-        if kind == "TIFF":
-            height, width, how = tiff.size(file)
+        if kind in ("PNG", "TIFF"):
+            height, width, how = _CODECS[kind].size(file)
         else:
             with opened(file, kind) as image:
                 width, height = image.size
-                how = image.getexif().get(ORIENTATION, 1) if orientation else 1
+                how = image.getexif().get(ORIENTATION, 1)
     except Exception as error:               # the parsers raise whatever a damaged header led them to
         raise ImageError(f"{name}: cannot be read: its header is damaged or cut short ({error})") from error
+    if height * width > max_pixels:
+        raise ImageError(f"{name}: has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:,.0f} megapixels")
+    if not height * width:
+        raise ImageError(f"{name}: has no pixels")
     return (width, height) if orientation and how in (5, 6, 7, 8) else (height, width)
+
+
+def _decode_jpeg(data):
+    import simplejpeg
+    return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+
+
+def _decode_png(data):
+    import cv2
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if array is None:
+        raise ValueError("its pixels are damaged")
+    return cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
 
 
 def _check_floats(raster):

@@ -13,7 +13,7 @@ _XMP, _XMP_MORE = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/e
 _ICC, _IPTC = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
 _APP1, _APP2, _APP13, _APP14, _COMMENT, _TABLES = 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xDB
 _LARGEST = 65533
-_STANDARD_SUM = 3687                         # of the luma table in ISO/IEC 10918-1, Annex K.1, which is quality 50
+_STANDARD_SUM = 3688                         # of the luma table in ISO/IEC 10918-1, Annex K.1, which is quality 50
 
 
 def read(data):
@@ -89,5 +89,7 @@ def _quality(payload):
     """libjpeg's quality for the first quantisation table in a segment; its inverse of ``jpeg_quality_scaling``."""
     kind = ">u2" if payload[0] >> 4 else "u1"
     table = np.frombuffer(payload, kind, count=min(64, (len(payload) - 1) // np.dtype(kind).itemsize), offset=1)
+    if table.max(initial=0) <= 1:
+        return 100
     scale = 100 * float(table.sum()) / _STANDARD_SUM
     return int(np.clip(round((200 - scale) / 2 if scale <= 100 else 5000 / scale), 1, 100))

@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 
 from .containers import PNG_SIGNATURE, png_chunk, png_chunks
+from .exif import orientation
 from .pillow import arrays, opened
 from .raster import Raster, split
 
@@ -50,6 +51,23 @@ def read(data):
         color = np.frombuffer(key, ">u2").astype(np.int64) * full // top
         raster.alpha = np.where((raster.color == color).all(2), 0, full).astype(raster.color.dtype)
     return raster
+
+
+def size(file):
+    """``(height, width, orientation)`` of an open PNG, skipping its pixels."""
+    file.seek(8)
+    height = width = 0
+    how = 1
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"IHDR":
+            width, height = struct.unpack(">II", file.read(8))
+            length -= 8
+        elif head[4:] == b"eXIf":
+            how = orientation(file.read(length))
+            length = 0
+        file.seek(length + 4, 1)
+    return height, width, how
 
 
 def _read16(data, color_type):

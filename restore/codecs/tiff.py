@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from .exif import ORIENTATION
+from .exif import ORIENTATION, orientation, turn
 from .pillow import arrays, opened
 from .raster import Raster, split
 
@@ -37,9 +37,15 @@ def read(data):
         raster.icc, raster.xmp = bytes(tags.get(_ICC, b"")), bytes(tags.get(_XMP, b""))
         raster.dpi = _dpi(tags)
         raster.exif = _exif(data)
+        if page.sampleformat == 2:
+            raise ValueError(f"it holds signed integers ({page.dtype}); 8 and 16 bits without sign and floating point are read")
         if page.bitspersample <= 8:
             with opened(data, "TIFF") as image:
                 raster.color, raster.alpha, note = arrays(image, raster.icc)
+                back = {6: 8, 8: 6}.get(how := orientation(raster.exif), how)
+                if ORIENTATION not in image.getexif():             # Pillow has turned it upright: as stored, please
+                    raster.color = turn(raster.color, back)
+                    raster.alpha = None if raster.alpha is None else turn(raster.alpha, back)
             if note:
                 raster.notes.append(note)
                 raster.icc = b""
@@ -64,7 +70,7 @@ def _deep(data, page):
     """``(color, alpha)`` of a page with 16 bits or floating point."""
     kind = page.dtype
     if kind is None or not (kind == np.uint16 or kind.kind == "f"):
-        raise ValueError(f"it holds {kind or 'unknown'} samples; 8 and 16 bits without sign and floating point are read")
+        raise ValueError(f"it holds samples of the type {kind}; 8 and 16 bits without sign and floating point are read")
     if page.photometric not in (0, 1, 2):
         raise ValueError(f"16-bit {getattr(page.photometric, 'name', page.photometric)} is not supported; gray and RGB are")
     try:
