@@ -70,15 +70,6 @@ def pad_to_multiple(x, multiple, minimum):
     return x
 
 
-def initialise(module):
-    """Default initialisation of convolutions and linear layers: truncated normal by fan-in, biases zero."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        fan_in = module.weight[0].numel()
-        nn.init.trunc_normal_(module.weight, std=fan_in ** -0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 def channels_last(x):
     """Pixels outermost in memory: layer norms, 1x1 and depthwise convolutions all read channels together."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -9,8 +9,8 @@ what degradation the encoder saw; they sit after the latent and on the skips of 
 import torch
 from torch import nn
 
-from .base import RestorationModel, channels_last, initialise
-from .layers import Down, PromptFusion, TransformerBlock, Up, default_prompt_channels
+from .base import RestorationModel, channels_last
+from .layers import Down, PromptFusion, TransformerBlock, Up, default_prompt_channels, initialise
 
 SMALL, LARGE = (2, 3, 3, 4), (4, 6, 6, 8)
 

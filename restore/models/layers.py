@@ -144,3 +144,20 @@ class PromptFusion(nn.Module):
 def default_prompt_channels(width):
     """Channels of the three prompts in the published proportion to ``width``, in multiples of the four heads."""
     return tuple(max(4, round(width * share / 12) * 4) for share in (4, 8, 20))
+
+
+def initialise(module):
+    """Initialisation of a Restormer-type network, given to ``nn.Module.apply`` (children come before their parents).
+
+    Truncated normal by fan-in. What a block adds begins at a tenth, so that many repeats of one block stay near the
+    identity and every depth starts from the same function; what the network adds to its input, at a hundredth.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        if isinstance(module, (ChannelAttention, GatedFeedForward)):
+            module.project_out.weight *= 0.1
+        elif hasattr(module, "output"):
+            module.output.weight *= 0.01

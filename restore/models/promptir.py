@@ -7,8 +7,8 @@ concatenated as they are.
 import torch
 from torch import nn
 
-from .base import RestorationModel, channels_last, initialise
-from .layers import Down, PromptFusion, TransformerBlock, Up, default_prompt_channels
+from .base import RestorationModel, channels_last
+from .layers import Down, PromptFusion, TransformerBlock, Up, default_prompt_channels, initialise
 
 
 class PromptIR(RestorationModel):
