@@ -1,0 +1,1 @@
+"""Builds a curated image set: scan, measure, join, decide, report, export; every rejection explained."""
