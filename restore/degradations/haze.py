@@ -60,18 +60,26 @@ def scatter(image, transmission, airlight):
 
 
 @per_image
-def random_haze(image, generator, *, kinds=KINDS):
-    """``image`` in haze of a kind drawn from ``kinds`` (:class:`Hazes`), each image of a batch with its own depth."""
+def random_haze(image, generator, *, kinds=KINDS, depth=None, **given):
+    """``image`` in haze of a kind drawn from ``kinds`` (:class:`Hazes`), each image of a batch with its own depth.
+
+    A measured ``depth`` (see :func:`sample_haze`), and ``beta`` or ``airlight`` in ``given``, replace what is drawn.
+    """
     kind = kinds[draw_index(generator, [kind.weight for kind in kinds])]
-    return haze(image, generator, **sample_haze(image, generator, kind))
+    return haze(image, generator, **{**sample_haze(image, generator, kind, depth), **given})
 
 
-def sample_haze(image, generator, ranges):
-    """Arguments for :func:`haze`, the depth of this ``image`` (3,h,w) among them, drawn from a :class:`Hazes`."""
-    depth = pseudo_depth(image, generator, slope=draw(generator, *ranges.slope),
-                         objects=draw(generator, *ranges.objects), relief=draw(generator, *ranges.relief))
-    nearest = draw(generator, *ranges.nearest)
-    depth = depth.mul_(1 - nearest).add_(nearest)
+def sample_haze(image, generator, ranges, depth=None):
+    """Arguments for :func:`haze` on ``image`` (3,h,w), drawn from a :class:`Hazes`.
+
+    ``depth`` (h,w), if there is a measured one, has 0 at the camera and 1 at the farthest point; otherwise a pseudo-depth of
+    this image is drawn too.
+    """
+    if depth is None:
+        depth = pseudo_depth(image, generator, slope=draw(generator, *ranges.slope),
+                             objects=draw(generator, *ranges.objects), relief=draw(generator, *ranges.relief))
+        nearest = draw(generator, *ranges.nearest)
+        depth = depth * (1 - nearest) + nearest
     uneven = draw(generator, *ranges.uneven)
     if uneven > 0:
         depth = depth * smooth_field(*depth.shape, generator, cells=4).mul_(2 * uneven).add_(1 - uneven)
