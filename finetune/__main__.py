@@ -1,0 +1,79 @@
+"""Fine-tune a checkpoint on a mixture of restoration tasks, or train a network on it from scratch.
+
+  python -m finetune RECIPE --from CHECKPOINT [--key value ...] [-o OUT] [--resume]
+  python -m finetune --pairs IN GT --from CHECKPOINT [--steps N] [--key value ...] [-o OUT]   two folders are enough
+  python -m finetune count RECIPE                                  what the recipe's folders hold, without training
+  python -m finetune fold CHECKPOINT -o OUT.safetensors            gUNet without batch normalisations, for deployment
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def main(argv=None):
+    """Run ``python -m finetune`` and return its exit status."""
+    from restore.cli import guarded
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = argv[0] if argv else ""
+    if command in ("", "-h", "--help"):
+        print(__doc__.strip() + "\n\npython -m finetune RECIPE --help lists every key of a recipe.")
+        return 0 if argv else 2
+    if command in ("count", "fold"):
+        return guarded(f"finetune {command}", {"count": _count, "fold": _fold}[command], argv[1:])
+    return guarded("finetune", _train, argv)
+
+
+def _parse(argv):
+    from restore.recipe import parse_command
+
+    from .recipe import Recipe
+    argv = [f"--start{arg[6:]}" if arg == "--from" or arg.startswith("--from=") else arg for arg in argv]
+    argv, name = _two_folders(argv)
+    recipe, options = parse_command(Recipe, "python -m finetune", __doc__, argv)
+    return recipe, Path(options["out"] or Path("runs") / (name or Path(options["recipe_file"]).stem)), bool(options["resume"])
+
+
+def _two_folders(argv):
+    """``--pairs IN GT`` as the recipe ``pairs.yaml`` with these folders; ``(argv, name of the run)``."""
+    from restore.errors import RestoreError
+    if "--pairs" not in argv:
+        return argv, None
+    at = argv.index("--pairs")
+    folders, others = argv[at + 1:at + 3], argv[:at] + argv[at + 3:]
+    if len(folders) < 2 or any(folder.startswith("-") for folder in folders):
+        raise RestoreError("--pairs: give two folders, the degraded images and the clean ones")
+    recipe = [] if others and not others[0].startswith("-") else [str(RECIPES / "pairs.yaml")]
+    return [*recipe, *others, "--tasks", json.dumps({"pairs": {"pairs": [folders]}})], Path(folders[0]).absolute().name
+
+
+def _train(argv):
+    recipe, out, resume = _parse(argv)
+    from .run import run
+    print(f"final weights: {run(recipe, out, resume)}")
+
+
+def _count(argv):
+    recipe, _, _ = _parse(argv)
+    from .mixture import find_sources, table
+    print(table(find_sources(recipe)))
+
+
+def _fold(argv):
+    parser = argparse.ArgumentParser(prog="python -m finetune fold", description="Fold a gUNet's batch normalisations into its "
+                                     "convolutions: the same output with fewer operations.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("-o", "--out", required=True, help="a .safetensors file, or a folder")
+    args = parser.parse_args(argv)
+    from restore import checkpoint
+    from restore.models.gunet import fold_batchnorm
+    model = fold_batchnorm(checkpoint.load(args.checkpoint))
+    checkpoint.save(model, args.out)
+    print(f"{args.out}: {model.name} without batch normalisations")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The mixture: which images each task has, and sample k of it, a function of (seed, k) alone."""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from restore.corpus import Corpus, Folder, digest
+from restore.data import CleanImages, crop, numpy_rng, random_window, torch_generator
+from restore.errors import ImageError, RestoreError
+from restore.image import read_rgb8
+from restore.layouts import TASKS, find_clean, find_pairs, pair_folders
+
+from .degrade import CONTEXT, degrade
+from .recipe import Task
+
+BLOCK = 1024        # shares are exact over so many samples
+
+
+class PairCorpus(Corpus):
+    """Pairs of images by index: the degraded and the clean one as one uint8 array (h, w, 6), so that both are cropped alike."""
+
+    def __init__(self, source, pairs):
+        self.source, self.pairs, self.count = str(source), list(pairs), len(pairs)
+
+    def read(self, index):
+        pair = self.pairs[index]
+        degraded, clean = read_rgb8(pair.degraded), read_rgb8(pair.clean)
+        if degraded.shape != clean.shape:
+            raise ImageError(f"{pair.degraded}: {degraded.shape[0]}x{degraded.shape[1]}, but {pair.clean} "
+                             f"{clean.shape[0]}x{clean.shape[1]}")
+        return np.concatenate([degraded, clean], axis=2)
+
+    def names(self):
+        for pair in self.pairs:
+            yield f"{pair.name} {pair.degraded.stat().st_size} {pair.clean.stat().st_size}"
+
+
+@dataclasses.dataclass
+class Source:
+    """One line of the mixture: the pairs of a task, or the clean images that it is made on.
+
+    label: the task's name in the recipe, number: its place there. found: the :class:`restore.layouts.PairedSet` s. held: images
+    or pairs kept back for validation. share: of the samples, exact over ``BLOCK`` of them.
+    """
+    label: str
+    kind: str
+    task: Task
+    number: int
+    corpus: Corpus
+    paired: bool
+    found: list
+    held: list
+    weight: float = 0.0
+    share: float = 0.0
+
+
+def find_sources(recipe):
+    """The sources of a recipe's mixture, recognised and counted; raises RestoreError naming the task and what is missing."""
+    sources = []
+    for number, (label, task) in enumerate(recipe.tasks.items()):
+        kind = task.kind or label
+        try:
+            made = [make(label, kind, task, number) for make, given in ((_paired, task.pairs), (_clean, task.clean)) if given]
+        except RestoreError as error:
+            raise RestoreError(f"tasks.{label}: {error}") from None
+        images = sum(s.corpus.count for s in made)
+        total = task.weight if recipe.data.balance == "weights" else images * task.repeat
+        for source in made:
+            part = 1.0 if len(made) == 1 else 1 - task.synthetic if source.paired else task.synthetic
+            source.weight = total * part
+        sources += [s for s in made if s.weight > 0]
+    for source, slots in zip(sources, _slots([s.weight for s in sources])):
+        source.share = slots / BLOCK
+    return sources
+
+
+def _paired(label, kind, task, number):
+    pairs, found = [], []
+    for entry in as_list(task.pairs):
+        result = open_pairs(entry, kind, "train")
+        found.append(result)
+        pairs += result.pairs
+    pairs, held = _hold_out(pairs, 0 if task.validation else task.holdout, key=lambda p: p.clean)
+    return Source(label, kind, task, number, PairCorpus(found[0].root, pairs), True, found, held)
+
+
+def _clean(label, kind, task, number):
+    paths = [path for folder in as_list(task.clean) for path in find_clean(folder)]
+    paths, held = _hold_out(paths, 0 if task.validation else task.holdout)
+    corpus = Folder(as_list(task.clean)[0], [str(Path(p).absolute()) for p in paths])
+    return Source(label, kind, task, number, corpus, False, [], held)
+
+
+def open_pairs(entry, kind, split):
+    """The PairedSet of a recipe's entry: a folder or manifest, or a list of two folders (degraded, clean)."""
+    task = "denoise" if kind == "camera" else kind if kind in TASKS else None
+    if isinstance(entry, str):
+        return find_pairs(entry, task, split)
+    if len(entry) != 2:
+        raise RestoreError(f"pairs: a list within the list holds two folders, degraded and clean, not {entry}")
+    return pair_folders(*entry, task=task)
+
+
+def as_list(value):
+    """Recipes may give one path or a list of them."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _hold_out(items, count, key=lambda item: item):
+    """(kept, held back): ``count`` evenly spaced items go, and all that share their clean image; short sets keep theirs."""
+    keys = sorted({key(item) for item in items})
+    if not count or len(keys) < 5 * count:
+        return items, []
+    gone = {keys[(2 * i + 1) * len(keys) // (2 * count)] for i in range(count)}
+    held = {key(item): item for item in reversed(items) if key(item) in gone}
+    return [item for item in items if key(item) not in gone], [held[k] for k in sorted(gone)]
+
+
+class Mixture:
+    """Training samples of several sources in fixed shares; ``sample(k)`` depends on (seed, k) alone.
+
+    Within each block of 1,024 samples every source has exactly its share, in an order of the block's own, and within a source
+    every image comes once before any comes again.
+    """
+
+    def __init__(self, sources, patch, seed, cache_mb=256, device="cpu"):
+        self.sources, self.patch, self.seed, self.device = sources, patch, seed, device
+        self.counts = _slots([s.weight for s in sources])
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.images = [CleanImages(s.corpus, _mixed(seed, i), cache_mb, device) for i, s in enumerate(sources)]
+
+    def place(self, k):
+        """``(index of the source, which of its samples)`` for sample ``k``."""
+        block, slot = divmod(k, BLOCK)
+        slot = int(_block_order(self.seed, block)[slot])
+        number = int(np.searchsorted(self.starts, slot, "right")) - 1
+        return number, block * int(self.counts[number]) + slot - int(self.starts[number])
+
+    def sample(self, k):
+        number, own = self.place(k)
+        source = self.sources[number]
+        image, skipped = self.images[number].fetch(own)
+        height, width = image.shape[-2:] if isinstance(image, torch.Tensor) else image.shape[:2]
+        rng, generator = numpy_rng(self.seed, k), torch_generator(self.seed, k, self.device)
+        side = self.patch
+        if not source.paired:
+            side = max(side, min(CONTEXT.get(source.kind, 1) * side, height, width))
+        part = crop(image, side, random_window(height, width, side, rng))
+        degraded, clean = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
+        top, left = rng.integers(side - self.patch + 1, size=2)
+        inner = (slice(None), slice(top, top + self.patch), slice(left, left + self.patch))
+        return {"input": degraded[inner].contiguous(), "target": clean[inner].contiguous(), "task": source.number,
+                "skipped": "\n".join(skipped)}
+
+
+def _mixed(seed, number):
+    """A seed of a source's own, so that two sources of equal length don't walk in step."""
+    return int(np.random.SeedSequence([seed, number, 4]).generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=4)
+def _block_order(seed, block):
+    return np.random.default_rng([seed, block, 5]).permutation(BLOCK)
+
+
+def _slots(weights):
+    """Samples of each source in a block: in proportion to ``weights``, by largest remainders, at least one each."""
+    exact = np.array(weights, float) / sum(weights) * BLOCK
+    slots = np.maximum(np.floor(exact), 1).astype(int)
+    while slots.sum() < BLOCK:
+        slots[np.argmax(exact - slots)] += 1
+    while slots.sum() > BLOCK:
+        slots[np.argmax(slots)] -= 1
+    return slots
+
+
+def epoch_length(recipe, sources):
+    """Samples in an epoch: the recipe's ``data.epoch``, or all images, each counted as often as the recipe repeats it."""
+    repeats = [s.task.repeat if recipe.data.balance == "repeats" else 1 for s in sources]
+    return recipe.data.epoch or sum(s.corpus.count * r for s, r in zip(sources, repeats))
+
+
+def table(sources):
+    """The mixture as lines of text: task, what it is made of, images or pairs, share; then what was left over."""
+    rows = [("task", "source", "images", "held", "share")]
+    for s in sources:
+        what = ", ".join(str(f.root) for f in s.found) if s.paired else ", ".join(as_list(s.task.clean))
+        rows.append((s.label if s.label == s.kind else f"{s.label} ({s.kind})", ("pairs: " if s.paired else "made on: ") + what,
+                     str(s.corpus.count), str(len(s.held)), f"{s.share:.1%}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
+    for s in sources:
+        for found in s.found:
+            notes = [*found.problems(), *(f"not used: {other}" for other in found.skipped)]
+            lines += [f"{s.label}: {found.root}: {found.layout}", *(f"  {note}" for note in notes)] if notes else []
+    return "\n".join(lines)
+
+
+def data_digest(sources):
+    """SHA-256 over names and sizes of everything the mixture reads."""
+    return hashlib.sha256("\n".join(f"{s.label} {digest(s.corpus)}" for s in sources).encode()).hexdigest()
