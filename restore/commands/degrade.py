@@ -19,7 +19,7 @@ from ..errors import RestoreError
 from ..files import expand
 
 KINDS = ("noise", "jpeg", "mask", "rain", "haze")
-_TILE = (300, 400)                       # height and width of a photo on the contact sheet
+_TILE = (225, 300)                       # height and width of a photo on the contact sheet
 _MOST = 8                                # photos on a sheet
 
 

@@ -22,7 +22,7 @@ class Hazes:
     nearest: tuple = (0.05, 0.6)        # depth of the nearest point as a share of the farthest
     airlight: tuple = (0.7, 1.0)        # the grey of the haze
     white: float = 0.5                  # how often the airlight is exactly 1 and grey instead, as in the SOTS indoor set
-    tint: float = 0.05                  # how far its channels differ from grey, at most
+    tint: float = 0.05                  # how far red and blue differ from grey, about: haze is bluish or yellowish
     slope: tuple = (-0.3, 1.0)          # how much of the depth is "farther towards the top" (negative: the bottom)
     objects: tuple = (0.2, 1.0)         # weight of steps between regions of similar colour and place
     relief: tuple = (0.1, 0.6)          # weight of the smooth random field
@@ -86,8 +86,9 @@ def sample_haze(image, generator, ranges, depth=None):
     if draw(generator, 0, 1) < ranges.white:
         airlight = (1.0, 1.0, 1.0)
     else:
-        grey = draw(generator, *ranges.airlight)
-        airlight = tuple(min(1.0, grey + draw(generator, -ranges.tint, ranges.tint)) for _ in range(3))
+        grey, tint = draw(generator, *ranges.airlight), draw(generator, -ranges.tint, ranges.tint)
+        airlight = tuple(min(1.0, value + draw(generator, -0.3, 0.3) * ranges.tint)
+                         for value in (grey - tint, grey, grey + tint))
     return {"depth": depth, "beta": draw_log(generator, *ranges.beta), "airlight": airlight}
 
 
