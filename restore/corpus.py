@@ -108,7 +108,7 @@ class Parquet(Corpus):
     """Images in a column of parquet shards: encoded bytes, or a struct with ``bytes`` and ``path`` as Hugging Face writes it."""
 
     def __init__(self, source, shards, column="image"):
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
         self.source, self.shards, self.column = str(source), [str(s) for s in shards], column
         self.groups, first = [], 0                  # (shard, row group) and the index of its first row
         blocks = []
@@ -137,7 +137,7 @@ class Parquet(Corpus):
 
     def _rows(self, block):
         """The column of one row group, still encoded; as many are kept as the shuffling mixes."""
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
         if block not in self.open:
             from .data import MIXED
             while len(self.open) >= MIXED:
@@ -197,13 +197,21 @@ class Stream(Corpus):
             if hasattr(self.dataset, "set_epoch"):
                 self.dataset.set_epoch(epoch)       # the shards of a shuffled stream come in another order in each pass
             found = False
-            for row in self.dataset:
+            for row in self._pass():
                 if self.column not in row:
                     raise RestoreError(f"{self.source}: no column {self.column!r}; there are {', '.join(row)}")
                 found = True
                 yield row[self.column]
             if not found:
                 raise RestoreError(f"{self.source}: the stream is empty")
+
+    def _pass(self):
+        """One pass over the rows. A dataset's own ``for`` gives each worker of a loader other rows; its batches do not."""
+        if not hasattr(self.dataset, "iter"):
+            yield from self.dataset
+            return
+        for batch in self.dataset.iter(batch_size=1):
+            yield {name: values[0] for name, values in batch.items()}
 
     def __getstate__(self):
         return {**self.__dict__, "iterator": None, "position": 0, "behind": {}}
@@ -276,7 +284,7 @@ def _open_dataset(source, column, split, streaming):
     except ImportError:
         raise RestoreError(f"{source}: reading a Hugging Face dataset needs the package datasets (pip install datasets)") from None
     try:
-        if Path(source).is_dir() and not streaming:
+        if Path(source).is_dir():
             dataset = datasets.load_from_disk(source)
         else:
             dataset = datasets.load_dataset(str(source), split=split, streaming=streaming)
@@ -287,6 +295,8 @@ def _open_dataset(source, column, split, streaming):
         if split not in dataset:
             raise RestoreError(f"{source}: no split {split!r}; there are {', '.join(dataset)}")
         dataset = dataset[split]
+    if streaming and hasattr(dataset, "to_iterable_dataset"):
+        dataset = dataset.to_iterable_dataset()
     return Mapped(source, dataset, column) if hasattr(dataset, "__len__") else Stream(source, dataset, column)
 
 

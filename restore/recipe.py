@@ -108,9 +108,7 @@ def _convert(hint, value, where):
             return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
     elif origin is dict and isinstance(value, dict):
         return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    elif hint in (typing.Any, dict, list) and (hint is typing.Any or isinstance(value, hint)):
-        return value
-    elif hint is bool and isinstance(value, bool):
+    elif hint in (typing.Any, dict, list) and (hint is typing.Any or isinstance(value, hint)) or hint is bool and isinstance(value, bool):
         return value
     elif hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
         return int(value)

@@ -363,7 +363,11 @@ class _Run:
 
     def _save(self):
         from accelerate.utils import gather_object
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_model_state_dict,
+            get_optimizer_state_dict,
+        )
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=options)
         tensors, scalars = {}, {}
@@ -388,8 +392,12 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, step, groups, state):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_model_state_dict, \
-            set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_optimizer_state_dict,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
         options = StateDictOptions(full_state_dict=True)
         fresh = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=options)
         values = {}

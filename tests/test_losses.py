@@ -1,0 +1,51 @@
+"""Losses against numbers worked out by hand and against numpy's FFT."""
+
+import numpy as np
+import pytest
+import torch
+
+from restore.errors import RestoreError
+from restore.losses import L1, Charbonnier, FrequencyL1, build_loss
+
+
+def test_l1_by_hand():
+    output = torch.tensor([0.0, 0.5, 2.0, -1.0]).view(1, 1, 2, 2)
+    target = torch.tensor([0.5, 0.5, 1.0, 0.0]).view(1, 1, 2, 2)
+    assert L1()(output, target).item() == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+
+
+def test_charbonnier_by_hand():
+    output, target = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 3e-3)
+    assert Charbonnier(epsilon=4e-3)(output, target).item() == pytest.approx(5e-3)
+
+
+def test_frequency_against_numpy():
+    rng = np.random.default_rng(0)
+    output, target = rng.random((2, 3, 6, 5)).astype(np.float32), rng.random((2, 3, 6, 5)).astype(np.float32)
+    spectrum = np.fft.rfft2(output.astype(np.float64)) - np.fft.rfft2(target.astype(np.float64))
+    expected = np.abs(output - target).mean() + 0.25 * (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
+    got = FrequencyL1(weight=0.25)(torch.from_numpy(output), torch.from_numpy(target)).item()
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["l1", "charbonnier", "frequency"])
+def test_saturated_pixels_keep_their_gradient(name):
+    output = torch.full((1, 3, 4, 4), 1.5, requires_grad=True)
+    build_loss(name)(output, torch.ones(1, 3, 4, 4)).backward()
+    assert (output.grad != 0).any(dim=1).all() or name == "frequency"
+    assert output.grad.sum() > 0
+
+
+@pytest.mark.parametrize("name", ["l1", "charbonnier", "frequency"])
+def test_half_precision_is_summed_in_float32(name):
+    output, target = torch.rand(1, 3, 8, 8).bfloat16(), torch.rand(1, 3, 8, 8)
+    assert build_loss(name)(output, target).dtype == torch.float32
+
+
+def test_unknown_and_impossible():
+    with pytest.raises(RestoreError, match="l3"):
+        build_loss("l3")
+    with pytest.raises(RestoreError, match="epsilon"):
+        build_loss("charbonnier", epsilon=0)
+    with pytest.raises(RestoreError, match="weight"):
+        build_loss("frequency", weight=-1)
