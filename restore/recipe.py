@@ -143,6 +143,7 @@ def parse_command(cls, prog, description, argv, extra=()):
     (flags, keyword arguments) for ``add_argument``. Raises RestoreError for what the recipe or the command line gets wrong.
     """
     import jsonargparse
+    argv, entries = _entries(cls, argv)
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False)
     parser.add_argument("recipe_file", metavar="RECIPE", type=str, help="a YAML file")
     parser.add_argument("-o", "--out", type=str, help="folder of the run; by default runs/ and the recipe's name")
@@ -152,12 +153,32 @@ def parse_command(cls, prog, description, argv, extra=()):
     own = {"recipe_file", "out", "resume", *(flags[-1].lstrip("-").replace("-", "_") for flags, _ in extra)}
     parser.add_class_arguments(cls, as_group=False)
     try:
-        given = parser.parse_args(list(argv), defaults=False)
+        given = parser.parse_args(argv, defaults=False)
     except jsonargparse.ArgumentError as error:
         raise RestoreError(_readable(error, cls)) from None
     values = given.as_dict() if hasattr(given, "as_dict") else vars(given)
     overrides = [(key, value) for key, value in flatten({k: v for k, v in values.items() if k not in own}).items()]
-    return read(cls, values["recipe_file"], overrides), {key: values.get(key) for key in own}
+    return read(cls, values["recipe_file"], [*overrides, *entries]), {key: values.get(key) for key in own}
+
+
+def _entries(cls, argv):
+    """``(argv without them, overrides)`` for ``--tasks.NAME.KEY VALUE``: keys within the entries of a dictionary of dataclasses.
+
+    jsonargparse knows such an entry only as a whole, and would replace what the recipe says of it.
+    """
+    import yaml
+    groups = tuple(f"--{name}." for name, hint in typing.get_type_hints(cls).items()
+                   if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]))
+    rest, overrides, waiting = [], [], list(argv)
+    while waiting:
+        flag, equals, value = waiting.pop(0).partition("=")
+        if not flag.startswith(groups):
+            rest.append(flag + equals + value)
+        elif not equals and not waiting:
+            raise RestoreError(f"{flag}: expected a value")
+        else:
+            overrides.append((flag[2:], yaml.safe_load(value if equals else waiting.pop(0))))
+    return rest, overrides
 
 
 def _readable(error, cls):
