@@ -28,9 +28,9 @@ from . import phash
 
 SIDE = 48                                  # of the thumbnail
 COARSE = 16                                # of the index
-GATE = 0.45                                # coarse correlation above which a window is fitted
+GATE = 0.42                                # coarse correlation above which a window is fitted
 FITTED = 0.25                              # correlation after the first fit above which it is refined
-SIGNIFICANT = 8.0                          # standard deviations; see the README for how hits and misses lie around it
+SIGNIFICANT = 7.0                          # standard deviations; see the README for how hits and misses lie around it
 SMALLEST = 0.7                             # of a test image's sides that a crop may have
 ASPECT = 0.12                              # difference of log(width / height) up to which a window is compared
 SAME_REFERENCE = 16                        # hash distance up to which two test images need one entry
@@ -151,7 +151,7 @@ class Reference:
             if (owner, v) in tried:
                 continue
             tried.add((owner, v))
-            correlation, box, significance = self._fit(_turn(picture, self.variants[v]), owner, self._boxes[window])
+            _, box, significance = self._fit(_turn(picture, self.variants[v]), owner, self._boxes[window])
             if significance >= SIGNIFICANT and (best is None or significance > best.significance):
                 best = Match(self.names[owner], round(significance, 1), round(float(box[2] * box[3]), 3),
                              self.variants[v][3])
@@ -228,8 +228,8 @@ def _cut(image, box, side):
     """The window ``box`` of an image as side x side averages."""
     height, width = image.shape
     x, y, w, h = box
-    left, top = int(round(x * width)), int(round(y * height))
-    right, bottom = max(left + 1, int(round((x + w) * width))), max(top + 1, int(round((y + h) * height)))
+    left, top = round(x * width), round(y * height)
+    right, bottom = max(left + 1, round((x + w) * width)), max(top + 1, round((y + h) * height))
     return _shrink(image[top:bottom, left:right], side)
 
 
