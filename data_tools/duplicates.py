@@ -101,10 +101,17 @@ class _Search:
         count = len(hashes)
         self.best = np.arange(count)
         self.differing, self.version = np.zeros(count, np.int16), np.zeros(count, np.int8)
-        self.versions = [self._shuffled(turned_hashes(hashes, v)) for v in range(versions)]
+        # version v is an inversion of some bits of the hash (v < 4) or of its transpose: two arrays serve all eight
+        self.bases = [self._shuffled(hashes)] + ([self._shuffled(turned_hashes(hashes, 4))] if versions > 4 else [])
+        zero = np.zeros((1, BITS // 8), np.uint8)
+        self.flips = [self._shuffled(turned_hashes(zero, v)) for v in range(versions)]
         radius = distance // _WORDS
         self.masks = np.array([sum(1 << b for b in bits) for size in range(radius + 1)
                                for bits in itertools.combinations(range(16), size)], np.uint16)
+
+    def _version(self, rows, v):
+        """(k, 4) uint64: version ``v`` of the hashes of ``rows``."""
+        return self.bases[v >> 2][rows] ^ self.flips[v]
 
     @staticmethod
     def _shuffled(hashes):
@@ -126,8 +133,7 @@ class _Search:
         self.solve(first)
         leaders = first[self.best[first] == first]
         found = np.full(len(second), np.iinfo(np.int64).max)
-        for v, hashes in enumerate(self.versions):
-            self._look_up(hashes[second], self.versions[0][leaders], leaders, found, v)
+        self._look_up(second, leaders, found)
         near = found != np.iinfo(np.int64).max
         # leader, version and distance travel in one number, so that the smallest is the first leader's first version
         self.best[second[near]] = found[near] >> 16
@@ -139,10 +145,10 @@ class _Search:
     def _block(self, rows):
         """Compare up to _BLOCK images with each other."""
         count = len(rows)
-        plain = self.versions[0][rows]
+        plain = self.bases[0][rows]
         near = np.zeros((count, count), bool)
-        for hashes in self.versions:
-            near |= _distances(hashes[rows][:, None], plain[None]) <= self.distance
+        for v in range(len(self.flips)):
+            near |= _distances(self._version(rows, v)[:, None], plain[None]) <= self.distance
         alone = np.ones(count, bool)
         for column in np.flatnonzero(np.tril(near, -1).any(0)):         # best images first
             if not alone[column]:
@@ -151,53 +157,55 @@ class _Search:
             alone[members] = False
             self.best[rows[members]] = rows[column]
             for member in members:
-                counts = [int(_distances(hashes[rows[member]], plain[column])) for hashes in self.versions]
+                counts = [int(_distances(self._version(rows[member:member + 1], v)[0], plain[column]))
+                          for v in range(len(self.flips))]
                 version = next(v for v, d in enumerate(counts) if d <= self.distance)
                 self.version[rows[member]], self.differing[rows[member]] = version, counts[version]
 
-    def _look_up(self, queries, table, leaders, found, version):
-        """For each query the first leader within the distance: ``found`` is lowered to its code."""
+    def _look_up(self, asking, leaders, found):
+        """For each row that asks the first leader within the distance: ``found`` is lowered to its code."""
+        table = self.bases[0][leaders]
         for word in range(_WORDS):
+            far = 2 if word < 8 else 0     # the half without this substring rejects nearly all at once
             keys = table.view(np.uint16)[:, word]
             order = np.argsort(keys, kind="stable").astype(np.int32)
-            bounds = np.zeros((1 << 16) + 1, np.int64)
+            bounds = np.zeros((1 << 16) + 1, np.int32)
             np.cumsum(np.bincount(keys, minlength=1 << 16), out=bounds[1:])
-            far = (2, 0) if word < 8 else (0, 2)   # the half without this substring rejects nearly all at once
-            asked = queries.view(np.uint16)[:, word]
-            by_key = np.argsort(asked, kind="stable")
-            sorted_table = np.ascontiguousarray(table[order][:, far[0]:far[0] + 2])
-            sorted_queries = np.ascontiguousarray(queries[by_key][:, far[0]:far[0] + 2])
-            for mask in self.masks:
-                wanted = asked[by_key] ^ mask
-                starts, counts = bounds[wanted], bounds[wanted.astype(np.int64) + 1] - bounds[wanted]
-                ends = np.cumsum(counts)
-                low = 0
-                while low < len(counts):
-                    offset = ends[low - 1] if low else 0
-                    high = max(low + 1, int(np.searchsorted(ends, offset + _CHUNK, side="right")))
-                    self._compare(low, high, starts, counts, sorted_queries, sorted_table, by_key, order,
-                                  queries, table, leaders, found, version)
-                    low = high
+            listed = [np.ascontiguousarray(table[order, far + k]) for k in (0, 1)]
+            for v in range(len(self.flips)):
+                queries = self._version(asking, v)
+                asked = queries.view(np.uint16)[:, word]
+                by_key = np.argsort(asked, kind="stable")
+                asked = asked[by_key]      # ordered, so that what is compared lies side by side in memory
+                halves = [np.ascontiguousarray(queries[by_key, far + k]) for k in (0, 1)]
+                for mask in self.masks:
+                    starts = bounds[asked ^ mask]
+                    counts = bounds[(asked ^ mask).astype(np.int32) + 1] - starts
+                    for left, right in _pairs(starts, counts):
+                        differing = np.bitwise_count(halves[0][left] ^ listed[0][right])
+                        differing += np.bitwise_count(halves[1][left] ^ listed[1][right])
+                        near = np.flatnonzero(differing <= self.distance)
+                        if len(near):
+                            left, right = by_key[left[near]], order[right[near]]
+                            full = _distances(queries[left], table[right])
+                            near = full <= self.distance
+                            np.minimum.at(found, left[near], leaders[right[near]] << 16 | v << 12 | full[near])
 
-    def _compare(self, low, high, starts, counts, sorted_queries, sorted_table, by_key, order, queries, table, leaders,
-                 found, version):
-        counts = counts[low:high]
-        total = int(counts.sum())
-        if not total:
-            return
-        left = np.repeat(np.arange(low, high, dtype=np.int32), counts)
-        right = np.arange(total, dtype=np.int32)
-        right += np.repeat((starts[low:high] - (np.cumsum(counts) - counts)).astype(np.int32), counts)
-        differing = np.bitwise_count(sorted_queries[:, 0][left] ^ sorted_table[:, 0][right])
-        differing += np.bitwise_count(sorted_queries[:, 1][left] ^ sorted_table[:, 1][right])
-        near = np.flatnonzero(differing <= self.distance)
-        if not len(near):
-            return
-        left, right = by_key[left[near]], order[right[near]]
-        full = _distances(queries[left], table[right])
-        near = full <= self.distance
-        left, right = left[near], right[near]
-        np.minimum.at(found, left, leaders[right] << 16 | version << 12 | full[near])
+
+def _pairs(starts, counts):
+    """Yield index arrays (i, j) of at most about _CHUNK pairs: every i with each of starts[i] ... + counts[i] - 1."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    low = 0
+    while low < len(counts):
+        before = ends[low - 1] if low else 0
+        high = max(low + 1, int(np.searchsorted(ends, before + _CHUNK, side="right")))
+        here = counts[low:high]
+        total = int(ends[high - 1] - before)
+        if total:
+            right = np.arange(total, dtype=np.int32)
+            right += np.repeat((starts[low:high] - (ends[low:high] - before - here)).astype(np.int32), here)
+            yield np.repeat(np.arange(low, high, dtype=np.int32), here), right
+        low = high
 
 
 def _distances(a, b):
