@@ -134,7 +134,7 @@ def find_sets(folder):
     """Every paired set below ``folder``, one :class:`PairedSet` for each place, ordered by path; sizes are not looked at."""
     folder = Path(folder)
     if folder.is_file():
-        return _manifest_sets(folder)
+        return _manifest_sets(folder, _rows(folder))
     if not folder.is_dir():
         raise RestoreError(f"{folder}: no such folder or file")
     return _walk(folder, folder, frozenset())
@@ -164,7 +164,7 @@ def find_clean(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise RestoreError(f"{folder}: no such folder")
-    below = next((child for child in _children(folder) if child.name.lower() == "denoise"), folder)
+    below = next((child for child in _listing(folder)[0] if child.name.lower() == "denoise"), folder)
     sets = find_sets(below)
     paths = sorted({pair.clean for found in sets for pair in found.pairs}) or [p for _, p in _images(below)]
     if not paths:
@@ -179,15 +179,17 @@ def _walk(folder, root, above):
     real = os.path.realpath(folder)
     if real in above:
         return []
-    manifests = [p for p in _files(folder) if p.suffix.lower() in MANIFEST_SUFFIXES and p.stem.lower() in ("manifest", "pairs")]
-    if manifests:
-        return _manifest_sets(manifests[0])
-    children = _children(folder)
+    children, files = _listing(folder)
+    for path in files:
+        if path.stem.lower() in ("manifest", "pairs") and path.suffix.lower() in MANIFEST_SUFFIXES:
+            rows = _rows(path)
+            if rows and all(_column(rows, role) for role in MANIFEST_COLUMNS):      # else it lists something else than pairs
+                return _manifest_sets(path, rows)
     nested = {child: _walk(child, root, above | {real}) for child in children}
     sides = [child for child in children if not nested[child]]   # `rain/` that holds whole sets is not a set's rainy side
     degraded = [child for child in sides if _word(child.name) in DEGRADED_NAMES]
     clean = [child for child in sides if _word(child.name) in CLEAN_NAMES]
-    here = [p for p in _files(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
+    here = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     sets = []
     if degraded and (clean or here):
         # beside `rainy/`, the clean images of the early rain sets lie in the parent folder itself
@@ -210,12 +212,11 @@ def _walk(folder, root, above):
     return sets + [found for child in children for found in nested[child]]
 
 
-def _children(folder):
-    return sorted((p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.name)
-
-
-def _files(folder):
-    return sorted((p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name)
+def _listing(folder):
+    """``(folders, files)`` directly in ``folder``, hidden ones left out, sorted by name."""
+    with os.scandir(folder) as entries:
+        seen = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    return [Path(e) for e in seen if e.is_dir()], [Path(e) for e in seen if e.is_file()]
 
 
 def _images(folder):
@@ -338,9 +339,9 @@ def _merge(root, sets, task):
         found = PairedSet(root, f"{len(sets)} sets of " + ", ".join(layouts[:4]) + (", ..." if len(layouts) > 4 else ""), [],
                           task or (tasks.pop() if len(tasks) == 1 else None))
         for s in sets:
-            below = s.root.relative_to(root).as_posix() if s.root.is_relative_to(root) else s.root.name
+            below = s.root.relative_to(root).as_posix() if s.root.is_relative_to(root) else "."
             # two rainy folders beside one clean one share their place; the degraded folder's name tells them apart
-            if sum(other.root == s.root for other in sets) > 1:
+            if any(other.root == s.root and other.layout != s.layout for other in sets):
                 below = f"{below}/{s.layout.split('/')[0]}"
             found.pairs += [dataclasses.replace(p, name=p.name if below == "." else f"{below}/{p.name}") for p in s.pairs]
             for field in ("missing", "extra", "duplicates"):
@@ -366,33 +367,34 @@ def _check_sizes(found):
 
 # -- manifests ---------------------------------------------------------------------------------------------------------
 
-def _manifest_sets(path):
-    rows = _rows(path)
-    columns = {}
-    for role, names in MANIFEST_COLUMNS.items():
-        columns[role] = next((n for n in names if rows and n in rows[0]), None)
-        if columns[role] is None:
-            raise RestoreError(f"{path}: needs a column {role!r}" + (f", has {', '.join(map(str, rows[0]))}" if rows else
-                                                                     " and is empty"))
-    sets = {}
+def _manifest_sets(path, rows):
+    columns = [_column(rows, role) for role in MANIFEST_COLUMNS]
+    if None in columns:
+        raise RestoreError(f"{path}: needs the columns {' and '.join(MANIFEST_COLUMNS)}"
+                           + (f", has {', '.join(map(str, rows[0]))}" if rows else " and is empty"))
+    sets, seen = {}, set()
     for number, row in enumerate(rows, start=1):
-        files = [row.get(columns[role]) for role in ("degraded", "clean")]
-        task = row.get("task") or None
-        if not all(files):
-            raise RestoreError(f"{path}: row {number} lacks {'clean' if files[0] else 'degraded'}")
+        names, task = [row.get(column) for column in columns], row.get("task") or None
+        if not all(names):
+            raise RestoreError(f"{path}: row {number} lacks {'clean' if names[0] else 'degraded'}")
         if task and task not in TASKS:
             raise RestoreError(f"{path}: row {number} has the task {task!r}; there are {', '.join(TASKS)}")
-        found = sets.setdefault(task, PairedSet(path, f"manifest {path.name}", [], task))
-        files = [path.parent / f for f in files]
-        gone = [f for f in files if not f.is_file()]
-        found.missing += gone
-        if not gone:
-            name = os.path.splitext(row[columns["degraded"]])[0]
-            if any(p.degraded == files[0] for p in found.pairs[-1:]):
-                found.duplicates.append(files[0])
-            else:
-                found.pairs.append(Pair(name, *files, task))
+        found = sets.setdefault(task, PairedSet(path.parent, f"manifest {path.name}", [], task))
+        degraded, clean = (path.parent / name for name in names)
+        gone = [file for file in (degraded, clean) if not file.is_file()]
+        if gone:
+            found.missing += gone
+        elif names[0] in seen:
+            found.duplicates.append(degraded)
+        else:
+            found.pairs.append(Pair(os.path.splitext(names[0])[0], degraded, clean, task))
+        seen.add(names[0])
     return list(sets.values())
+
+
+def _column(rows, role):
+    """The name of a role's column, or None."""
+    return next((name for name in MANIFEST_COLUMNS[role] if rows and isinstance(rows[0], dict) and name in rows[0]), None)
 
 
 def _rows(path):
