@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from . import phash
 from .decode import decode
+from .decontaminate import describe
 from .header import Refused, jpeg_quality, misnamed
 from .maps import block_maps, halve
 
-VERSION = 1                                # of the metrics: part of the key of every measured part
+VERSION = 2                                # of the metrics: part of the key of every measured part
 
-# name -> (type, what it is); the columns of the table after id, error, sha256, phash, phash_quality
+# name -> (type, what it is); the columns of the table after those of BASE
 METRICS = {
     "format": (pa.string(), "format by the first bytes"),
     "width": (pa.int32(), "pixels, as displayed"),
@@ -59,7 +60,7 @@ METRICS = {
     "text": (pa.float32(), "share of the area in rows of small strong strokes, as captions and overlays have"),
 }
 BASE = {"id": pa.string(), "error": pa.string(), "sha256": pa.binary(32), "phash": pa.binary(32),
-        "phash_quality": pa.int8()}
+        "phash_quality": pa.int8(), "descriptor": pa.binary()}
 SAMPLED = 600_000                          # pixels a block map looks at; larger images are sampled in strips
 
 
@@ -125,7 +126,9 @@ def pixel_metrics(pixels):
     small = small if small.ndim == 3 else cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
     row.update(_tone(small))
     row.update(_frame(small))
-    row["text"] = _text(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+    small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+    row["descriptor"] = describe(small)
+    row["text"] = _text(small)
     return row
 
 

@@ -24,6 +24,7 @@ put side by side. The schema:
                            crash, timeout, plugin
     sha256        fixed binary 32 of the encoded bytes
     phash         fixed binary 32, see :mod:`data_tools.phash`;  phash_quality int8 (0..100, below 50: hash says little)
+    descriptor    binary, see :func:`data_tools.decontaminate.describe`: what test images are recognised by
     width height  int32 as displayed (EXIF orientation applied);  format string (JPEG, PNG, ...), and all metrics of
                   :data:`data_tools.measure.METRICS` as flat float32/bool/int columns; a plug-in's columns are
                   ``<plugin>.<column>``
@@ -32,6 +33,7 @@ put side by side. The schema:
     id            string
     duplicate_group   string  or null: id of the group's best image, for images that have a (near) duplicate
     best_in_group     string  or null: the same id; ``best_in_group == id`` marks the copy to keep
+    place             int32   or null: place in the group in order of preference, 0 for the best
     contaminated_by   string  or null: "benchmark/name" of the test image that it shows
     reason            string  or null: one line for people ("exact copy of ...", "hash distance 12 to ...")
 
@@ -67,7 +69,7 @@ SCAN_SCHEMA = pa.schema([
     ("group", pa.string()), ("provenance", pa.string()), ("error", pa.string())])
 JOIN_SCHEMA = pa.schema([
     ("id", pa.string()), ("duplicate_group", pa.string()), ("best_in_group", pa.string()),
-    ("contaminated_by", pa.string()), ("reason", pa.string())])
+    ("place", pa.int32()), ("contaminated_by", pa.string()), ("reason", pa.string())])
 DECISION_SCHEMA = pa.schema([
     ("id", pa.string()), ("keep", pa.bool_()), ("rules", pa.list_(pa.string())), ("flags", pa.list_(pa.string())),
     ("primary", pa.string())])
