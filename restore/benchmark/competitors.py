@@ -1,0 +1,337 @@
+"""Everything that can be scored behind one interface: networks of any origin, baselines, functions, folders of results.
+
+``--model`` takes ``[NAME=]WHAT``, where WHAT is a bundled name or checkpoint of ours, a published checkpoint (``.pth``,
+``.ckpt``), an ``.onnx`` file, ``FILE.py:function``, or a baseline (``input``, ``median``, ``nlm``, ``bm3d``, ``dcp``).
+"""
+
+import hashlib
+import inspect
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CheckpointError, RestoreError
+from ..files import IMAGE_SUFFIXES
+from . import classical
+
+
+class Competitor:
+    """One row of the table.
+
+    ``name`` is what the row is called, ``key`` a content hash of all that decides its outputs, ``depth`` the name or
+    repeats of a depth, ``parameters`` a count or None. :meth:`restore` is what is timed.
+    """
+
+    kind = ""
+    depth = None
+    parameters = None
+    runs = True                               # False where outputs are only read
+
+    def __init__(self, name, key, source):
+        self.name, self.key, self.source = name, key, source
+
+    def restore(self, image, entry):
+        """``(output, seconds)`` for an :class:`~restore.benchmark.inputs.Input` of ``entry``.
+
+        The output is uint8, uint16 or float RGB ``(h, w, 3)``; the time is synchronised with the device and leaves out
+        the transfer to and from it.
+        """
+        start = time.perf_counter()
+        output = self.apply(image, entry)
+        return output, time.perf_counter() - start
+
+    def apply(self, image, entry):
+        raise NotImplementedError(type(self).__name__)
+
+    def macs(self, height, width):
+        """Multiply-accumulates of one image, or None where nobody can count them."""
+        return
+
+    def image_key(self, image, entry):
+        """What besides ``key`` decides the output of this image."""
+        return ""
+
+
+class Network(Competitor):
+    """A network of ours at one depth, in float32."""
+
+    kind = "network"
+
+    def __init__(self, name, model, source, depth, device):
+        from ..depth import count_parameters, format_depth
+        repeats = model.repeats(depth)
+        super().__init__(name, _hash(_model_hash(model), repr(repeats), _device_name(device)), source)
+        self.model, self.device, self.repeats = model.to(device).eval(), device, repeats or None
+        self.depth = format_depth(depth if depth is not None else model.default_depth)
+        self.parameters = count_parameters(model)
+
+    def restore(self, image, entry):
+        import torch
+        x = torch.from_numpy(image.degraded).to(self.device).permute(2, 0, 1)[None].float().div_(255)
+        with torch.inference_mode():
+            _synchronise(self.device)
+            start = time.perf_counter()
+            y = self.model(x, self.repeats) if self.repeats else self.model(x)
+            _synchronise(self.device)
+            seconds = time.perf_counter() - start
+        return y[0].float().permute(1, 2, 0).cpu().numpy(), seconds
+
+    def macs(self, height, width):
+        from ..depth import count_macs
+        return count_macs(self.model, height, width, self.repeats)
+
+
+class Spandrel(Competitor):
+    """A network that the optional package spandrel loads; it pads and clamps by itself."""
+
+    kind = "spandrel"
+
+    def __init__(self, name, descriptor, source, device):
+        super().__init__(name, _hash(_model_hash(descriptor.model), _device_name(device)), source)
+        self.descriptor, self.device = descriptor.to(device).eval(), device
+        self.parameters = sum(p.numel() for p in descriptor.model.parameters())
+
+    def restore(self, image, entry):
+        import torch
+        x = torch.from_numpy(image.degraded).to(self.device).permute(2, 0, 1)[None].float().div_(255)
+        with torch.inference_mode():
+            _synchronise(self.device)
+            start = time.perf_counter()
+            y = self.descriptor(x)
+            _synchronise(self.device)
+            seconds = time.perf_counter() - start
+        return y[0].float().permute(1, 2, 0).cpu().numpy(), seconds
+
+    def macs(self, height, width):
+        import copy
+
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+        try:
+            counter = FlopCounterMode(display=False)
+            with counter, torch.no_grad():
+                copy.deepcopy(self.descriptor.model).to("meta")(torch.empty(1, 3, height, width, device="meta"))
+            return counter.get_total_flops() // 2
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):    # needs data to run
+            return None
+
+
+class Onnx(Competitor):
+    """An ONNX file with one image input (1, 3, h, w) in [0, 1] and one such output, run by onnxruntime on the CPU."""
+
+    kind = "onnx"
+
+    def __init__(self, name, path):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RestoreError(f"{path}: an ONNX file needs onnxruntime: pip install onnxruntime") from error
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:            # onnxruntime's own exception types derive from Exception alone
+            raise RestoreError(f"{path}: not an ONNX model: {str(error).splitlines()[0]}") from error
+        super().__init__(name, _hash(_file_hash(path), onnxruntime.__version__), str(path))
+        self.input = self.session.get_inputs()[0]
+
+    def apply(self, image, entry):
+        x = np.ascontiguousarray(image.degraded.transpose(2, 0, 1))[None]
+        half = "float16" in self.input.type
+        x = x.astype(np.float16 if half else np.float32) / (np.float16(255) if half else np.float32(255))
+        return self.session.run(None, {self.input.name: x})[0][0].transpose(1, 2, 0).astype(np.float32)
+
+
+class Function(Competitor):
+    """A Python function of ``(image)``, float32 RGB ``(h, w, 3)`` in [0, 1]; it may also take task, sigma and name."""
+
+    kind = "function"
+
+    def __init__(self, name, path, function):
+        super().__init__(name, _hash(_file_hash(path), function.__name__), f"{path}:{function.__name__}")
+        self.function = function
+        accepted = inspect.signature(function).parameters
+        self.wanted = [key for key in ("task", "sigma", "name") if key in accepted]
+
+    def apply(self, image, entry):
+        known = {"task": entry.set.task, "sigma": entry.sigma, "name": image.name}
+        return np.asarray(self.function(image.degraded.astype(np.float32) / 255, **{k: known[k] for k in self.wanted}))
+
+    def image_key(self, image, entry):
+        return image.name if "name" in self.wanted else ""
+
+
+class Classical(Competitor):
+    """A baseline of :mod:`restore.benchmark.classical`."""
+
+    kind = "baseline"
+
+    def __init__(self, name, method):
+        super().__init__(name, _hash(_file_hash(classical.__file__), method), method)
+        self.method = classical.METHODS[method]
+
+    def apply(self, image, entry):
+        return self.method(image.degraded, entry.sigma)
+
+
+class Folder(Competitor):
+    """Somebody's outputs: images (8 or 16 bits) or ``.npy`` arrays (floats in [0, 1]) under the names of the inputs.
+
+    They lie in ``DIR/ENTRY/NAME.png`` as ``--write-inputs`` lays them out, or in ``DIR/NAME.png`` where only one entry is run.
+    """
+
+    kind = "folder"
+    runs = False
+
+    def __init__(self, name, path, alone):
+        super().__init__(name, _hash("folder"), str(path))
+        self.path, self.alone = Path(path), alone
+
+    def apply(self, image, entry):
+        path = self.find(image.name, entry)
+        if path.suffix == ".npy":
+            try:
+                output = np.load(path)
+            except ValueError as error:
+                raise RestoreError(f"{path}: not a readable array: {error}") from error
+            if output.ndim == 3 and output.shape[0] == 3 and output.shape[2] != 3:
+                output = output.transpose(1, 2, 0)
+        else:
+            import cv2
+            output = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+            if output is None:
+                raise RestoreError(f"{path}: cannot be read as an image")
+            output = output[..., ::-1]
+        if output.ndim != 3 or output.shape[2] != 3 or output.dtype.kind not in "uf":
+            raise RestoreError(f"{path}: needs (height, width, 3) of uint8, uint16 or float, not {output.shape} "
+                               f"of {output.dtype}")
+        return output
+
+    def find(self, name, entry):
+        """The output of one image; raises :class:`RestoreError` naming where it was looked for."""
+        folders = [self.path / entry.key, *([self.path] if self.alone else [])]
+        for folder in folders:
+            for suffix in (".png", ".npy", *IMAGE_SUFFIXES):
+                if (path := folder / f"{name}{suffix}").is_file():
+                    return path
+        raise RestoreError(f"no {name}.png (nor another image, nor .npy) in {' or '.join(map(str, folders))}")
+
+    def image_key(self, image, entry):
+        return _file_hash(self.find(image.name, entry))
+
+
+def competitors(models, depths, restored, device, alone):
+    """All rows for the command line's ``--model``, ``--depth`` and ``--restored``; ``alone`` says that one entry is run.
+
+    A network is loaded once and appears at every depth asked for; ``all`` means every depth that it names, none of them
+    its default. Networks of one fixed depth appear once. Raises :class:`RestoreError` for what cannot be loaded.
+    """
+    rows = []
+    for text in models:
+        name, what = _named(text)
+        rows += _open(name, what, depths, device)
+    for text in restored:
+        name, what = _named(text)
+        if not Path(what).is_dir():
+            raise RestoreError(f"--restored {what}: no such folder")
+        rows.append(Folder(name or Path(what).name, what, alone))
+    names = [row.name for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RestoreError(f"two models are called {twice[0]}; give them names: --model FIRST={twice[0]}")
+    return rows
+
+
+def _named(text):
+    name, equals, what = str(text).partition("=")
+    return (name, what) if equals and not Path(text).exists() else (None, str(text))
+
+
+def _open(name, what, depths, device):
+    if what in classical.METHODS:
+        return [Classical(name or what, what)]
+    file, _, function = what.rpartition(":")
+    if file.endswith(".py"):
+        return [_function(name, Path(file), function)]
+    path = Path(what)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise RestoreError(f"--model {what}: no such file")
+        return [Onnx(name or path.stem, path)]
+    model = _load(path, what)
+    if not hasattr(model, "repeats"):
+        return [Spandrel(name or path.stem, model, what, device)]
+    name = name or path.stem
+    wanted = []
+    for depth in depths if model.depths else []:
+        wanted += list(model.depths) if depth == "all" else [depth]
+    wanted = list(dict.fromkeys(wanted)) or [None]
+    return [Network(f"{name}@{depth}" if depth is not None else name, model, what, _parsed(depth), device) for depth in wanted]
+
+
+def _parsed(depth):
+    from ..depth import parse_depth
+    return parse_depth(depth)
+
+
+def _load(path, what):
+    from ..checkpoint import import_published, load
+    try:
+        return load(what)
+    except CheckpointError as error:
+        if not path.is_file():
+            raise RestoreError(f"--model {what}: {error}. Baselines are {', '.join(classical.METHODS)}.") from error
+    try:
+        return import_published(path)
+    except CheckpointError as error:
+        try:
+            import spandrel
+        except ImportError:
+            raise RestoreError(f"--model {what}: {error} Other architectures need spandrel: pip install spandrel") from error
+        try:
+            return spandrel.ModelLoader().load_from_file(str(path))
+        except Exception as unknown:          # spandrel raises its own, torch's and pickle's errors
+            raise RestoreError(f"--model {what}: {error} Nor does spandrel know it: {unknown}") from unknown
+
+
+def _function(name, path, function):
+    import importlib.util
+    if not path.is_file():
+        raise RestoreError(f"--model {path}:{function}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:                # the user's own code
+        raise RestoreError(f"{path}: fails when imported: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, function, None)):
+        raise RestoreError(f"{path}: has no function {function!r}")
+    return Function(name or function, path, getattr(module, function))
+
+
+def _synchronise(device):
+    if str(device).startswith("cuda"):
+        import torch
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device):
+    import torch
+    name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
+    return f"{name} torch {torch.__version__}"
+
+
+def _hash(*parts):
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _file_hash(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _model_hash(model):
+    """Content hash of a network: its configuration and every number of its state."""
+    digest = hashlib.sha256(repr((type(model).__name__, getattr(model, "config", None))).encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

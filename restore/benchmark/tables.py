@@ -1,0 +1,221 @@
+"""The numbers of a run for people and programs: Markdown, LaTeX, CSV and Parquet, all made from ``summary.summarise``."""
+
+import io
+
+NOT_COMPARABLE = "n/c"
+
+
+def columns(rows, metrics):
+    """Names of the per-image columns, in order."""
+    return ["model", "entry", "image", "sigma", "height", "width", *metrics, "gmacs", "milliseconds"]
+
+
+def csv_text(rows, metrics):
+    """Per-image results as CSV; floats in full, so that reading them back gives the same numbers."""
+    import csv
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns(rows, metrics), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def parquet_bytes(rows, metrics):
+    """Per-image results as a Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+    texts, whole = ("model", "entry", "image"), ("height", "width")
+    schema = pyarrow.schema([(name, pyarrow.string() if name in texts else pyarrow.int32() if name in whole
+                              else pyarrow.float64()) for name in columns(rows, metrics)])
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), sink)
+    return sink.getvalue()
+
+
+def markdown(summary):
+    """The report as Markdown: protocol, sets, results, comparison with published numbers, pairs, cost."""
+    parts = [f"# {summary['title']}", f"Protocol: {summary['protocol_text']}.", _sets(summary), "## Results", _results(summary)]
+    intervals = _intervals(summary)
+    if intervals:
+        parts += ["95 % bootstrap intervals over images:", intervals]
+    if summary["published"]:
+        parts += ["## Against published numbers", _published(summary)]
+    if summary["pairs"]:
+        parts += ["## Pairwise, on the same images", _pairs(summary)]
+    if summary["failed"]:
+        parts += ["## Failed", "\n".join(f"- {line}" for line in summary["failed"])]
+    parts.append(footer(summary))
+    return "\n\n".join(parts) + "\n"
+
+
+def entry_title(entry):
+    """A column's heading; a set that is not complete never appears without saying so."""
+    return entry["title"] if entry["complete"] or entry["expected"] is None else f"{entry['title']} ({entry['label']})"
+
+
+def shown(summary):
+    """The entries that have a score."""
+    with_scores = {key for model in summary["models"] for key in model["entries"]}
+    return [entry for entry in summary["entries"] if entry["key"] in with_scores]
+
+
+def main_metrics(summary):
+    """The first two metrics, which share a cell, and whether there are only these few (not for photos)."""
+    names = list(summary["metrics"])
+    return names[:2] if names[:1] == ["psnr"] else names
+
+
+def score_cell(model, key, names, summary):
+    """"31.44 / 0.8912" of one model on one entry, with the model's own state where it misses images."""
+    scores = model["entries"].get(key)
+    if scores is None:
+        return "-"
+    entry = next(e for e in summary["entries"] if e["key"] == key)
+    text = " / ".join(number(scores[name]["mean"], name) for name in names)
+    return text if scores["n"] == entry["scored"] else f"{text} ({scores['label']})"
+
+
+def number(value, metric):
+    """A score with the digits that its metric deserves."""
+    return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.3f}" if metric in ("fade", "contrast") else f"{value:.2f}"
+
+
+def size(value, unit=1.0, digits=2):
+    return "-" if value is None else f"{value / unit:.{digits}f}"
+
+
+def footer(summary):
+    """What computed the numbers and what the benchmark itself cost."""
+    versions = ", ".join(f"{key} {value}" for key, value in summary["versions"].items())
+    return f"{cost_line(summary)}\n\nComputed with {versions}."
+
+
+def cost_line(summary):
+    """The benchmark's own share of the CPU time, or that everything came from the cache."""
+    clock = summary["clock"]
+    if not clock["network_wall"]:
+        return "Every result came from the cache."
+    share = 100 * clock["own"] / clock["network"] if clock["network"] else float("nan")
+    return (f"Decoding, noise, scores and crops took {clock['own']:.1f} s of CPU, the models {clock['network']:.1f} s: "
+            f"{share:.1f} % on top.")
+
+
+def _sets(summary):
+    head = ["set", "state", "scored", "of", "inputs crc32", "published at"]
+    rows = [[e["title"], e["label"], e["scored"], "-" if e["expected"] is None else e["expected"],
+             e["inputs_crc32"] if e["scored"] else "-", "" if e["scored"] else e["published"]] for e in summary["entries"]]
+    lines = [f"- {e['title']}: {line}" for e in summary["entries"] for line in (*e["errors"], *e["notes"], *e["problems"])]
+    return table(head, rows) + ("\n\n" + "\n".join(lines) if lines else "")
+
+
+def _results(summary):
+    names, entries = main_metrics(summary), shown(summary)
+    if names[0] != "psnr":
+        head = ["model", "set", *summary["metrics"], "n"]
+        return table(head, [[m["name"], entry_title(e), *(number(m["entries"][e["key"]][k]["mean"], k)
+                                                          for k in summary["metrics"]), m["entries"][e["key"]]["n"]]
+                            for e in entries for m in summary["models"] if e["key"] in m["entries"]])
+    label = " / ".join(n.upper() for n in names)
+    head = ["model", *(f"{entry_title(e)} {label}" for e in entries), f"mean {label}", "params M", "GMACs", "ms", "MiB"]
+    rows = [[m["name"], *(score_cell(m, e["key"], names, summary) for e in entries), mean_cell(m, names, summary),
+             size(m["parameters"], 1e6), size(m["gmacs"]), size(m["milliseconds"], digits=1), size(m["memory_mib"], digits=0)]
+            for m in summary["models"]]
+    text = table(head, rows)
+    extra = [name for name in summary["metrics"] if name not in names]
+    for name in extra:
+        text += f"\n\n{name}:\n\n" + table(["model", *(entry_title(e) for e in entries)], [
+            [m["name"], *(score_cell(m, e["key"], [name], summary) for e in entries)] for m in summary["models"]])
+    return text
+
+
+def mean_cell(model, names, summary):
+    """The mean over all entries; of incomplete sets it says so, of missing ones there is none."""
+    if model["mean"].get(names[0]) is None:
+        return "-"
+    text = " / ".join(number(model["mean"][name]["mean"], name) for name in names)
+    return text if summary["complete"] else f"{text} (partial)"
+
+
+def _intervals(summary):
+    names, entries = main_metrics(summary), shown(summary)
+    if names[0] != "psnr" or not entries:
+        return ""
+    def cell(score):
+        return "-" if score is None else f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+    return table(["model", *(f"{entry_title(e)} PSNR" for e in entries), "mean PSNR"], [
+        [m["name"], *(cell(m["entries"].get(e["key"], {}).get("psnr")) for e in entries), cell(m["mean"].get("psnr"))]
+        for m in summary["models"]])
+
+
+def _published(summary):
+    """Every published number and, where the protocol and the set are the same, each model's difference from it."""
+    names = [m["name"] for m in summary["models"]]
+    rows = []
+    for row in summary["published"]:
+        cells = [(key, value) for key, value in row["values"].items()] + ([("mean", row["mean"])] if row["mean"] else [])
+        for key, value in cells:
+            title = "mean" if key == "mean" else next(e["title"] for e in summary["entries"] if e["key"] == key)
+            rows.append([row["model"], title, f"{value['value']:.2f}", row["mark"], row["source"] or "-", *(
+                [f"{value['differences'][n]:+.2f}" if n in value["differences"] else "-" for n in names]
+                if not value["why_not"] else [NOT_COMPARABLE] * len(names)), value["why_not"]])
+    return ("PSNR in dB. Mark: S from the primary source, M measured, 2 quoted by a third party. "
+            f"{NOT_COMPARABLE}: not comparable.\n\n"
+            + table(["model", "set", "published", "mark", "source", *(f"{n} minus published" for n in names), "not comparable"],
+                    rows))
+
+
+def _pairs(summary):
+    rows = [[p["first"], p["second"], p["entry"], p["metric"], f"{p['difference']:+.4f}", f"[{p['low']:+.4f}, {p['high']:+.4f}]",
+             f"{p['wins']} / {p['losses']} / {p['ties']}"] for p in summary["pairs"]]
+    return table(["first", "second", "set", "metric", "first - second", "95 % interval", "wins / losses / ties"], rows)
+
+
+def table(head, rows):
+    """A Markdown table."""
+    def line(cells):
+        return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+
+
+def latex(summary):
+    """The table of results for a paper (booktabs), with the protocol in its caption."""
+    names, entries = main_metrics(summary), shown(summary)
+    caption = f"{summary['title']}. {summary['protocol_text']}. JPEG by {summary['versions']['jpeg decoder']}."
+    lines = ["% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering", f"\\caption{{{_escape(caption)}}}"]
+    if names[0] == "psnr":
+        head = ["model", *(entry_title(e) for e in entries), "mean", "params (M)", "GMACs"]
+        rows = [[m["name"], *(score_cell(m, e["key"], names, summary) for e in entries), mean_cell(m, names, summary),
+                 size(m["parameters"], 1e6), size(m["gmacs"])] for m in summary["models"]]
+        foreign = [[f"{row['model']} ({row['mark']}, published)",
+                    *(_foreign(row["values"].get(e["key"])) for e in entries), _foreign(row["mean"]),
+                    size(row["parameters"], 1e6), "-" if row["gmacs"] is None else f"{row['gmacs']:g} at {row['macs_at']}"]
+                   for row in summary["published"]]
+    else:
+        head, foreign = ["model", "set", *names], []
+        rows = [[m["name"], entry_title(e), *(number(m["entries"][e["key"]][k]["mean"], k) for k in names)]
+                for e in entries for m in summary["models"] if e["key"] in m["entries"]]
+    lines += [f"\\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}", "\\toprule", _row(head), "\\midrule", *map(_row, rows)]
+    if foreign:
+        lines += ["\\midrule", *map(_row, foreign)]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    if foreign:
+        lines.append("\\par\\smallskip\\footnotesize S: primary source, M: measured, 2: quoted by a third party. "
+                     "$\\dagger$: not comparable (another protocol or an incomplete set).")
+    return "\n".join([*lines, "\\end{table}", ""])
+
+
+def _foreign(value):
+    if value is None:
+        return "-"
+    return f"{value['value']:.2f}" + ("\u2020" if value["why_not"] else "")
+
+
+def _row(cells):
+    return " & ".join(_escape(cell) for cell in cells) + r" \\"
+
+
+def _escape(text):
+    text = str(text).replace("\\", "\\textbackslash ")
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("\u2020", "$\\dagger$").replace("\u03c3", "$\\sigma$").replace("~", "\\textasciitilde ")
