@@ -6,6 +6,7 @@ resumed run the same ones as an unbroken one.
 """
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def plan(branches, depths, cost, seed, step, micro=0, rows=1):
     rng = np.random.default_rng([seed, step, 5, micro])
     if branches.strategy == "per_sample":
         edges = np.linspace(0, rows, min(branches.groups or rows, rows) + 1).round().astype(int)
-        drawn = [(_draw(branches, depths, rng), int(a), int(b)) for a, b in zip(edges, edges[1:])]
+        drawn = [(_draw(branches, depths, rng), int(a), int(b)) for a, b in itertools.pairwise(edges)]
         return [Pass(name, slice(a, b), (b - a) / rows) for name, a, b in _joined(drawn)]
     middle = by_cost[1:-1]
     names = [by_cost[-1], by_cost[0], *([middle[rng.integers(len(middle))]] if middle else [])]
@@ -92,11 +93,15 @@ def _joined(drawn):
 
 
 def depth_names(model, branches):
-    """Names of the depths that the strategy trains, [None] for a network of one depth; RestoreError for an unknown one."""
+    """Names of the depths that the strategy trains, the cheapest first; [None] for a network of one depth.
+
+    In the order of their cost, as a draw must not depend on how a recipe lists them. Raises RestoreError for an unknown name.
+    """
     from .depth import parse_depth
     for name in branches.probability:
         if name not in model.depths:
-            raise RestoreError(f"branches.probability: no depth {name!r}; the network has {', '.join(model.depths) or 'one fixed depth'}")
+            known = ", ".join(model.depths) or "one fixed depth"
+            raise RestoreError(f"branches.probability: no depth {name!r}; the network has {known}")
     if branches.strategy.startswith("single:"):
         name = branches.strategy.partition(":")[2]
         try:
@@ -106,10 +111,9 @@ def depth_names(model, branches):
         return [name]
     if not model.depths:
         return [None]
-    if branches.strategy == "largest_only":
-        cost = depth_costs(model, list(model.depths))
-        return [max(model.depths, key=cost.get)]
-    return list(model.depths)
+    cost = depth_costs(model, list(model.depths))
+    names = sorted(model.depths, key=lambda name: (cost[name], name))
+    return names[-1:] if branches.strategy == "largest_only" else names
 
 
 def depth_costs(model, names, side=64):

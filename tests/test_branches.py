@@ -1,6 +1,7 @@
 """Branch strategies: which depths a step runs, drawn alike in every process."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_per_sample_covers_every_row_once():
             covered = [row for item in passes for row in range(item.rows.start, item.rows.stop)]
             assert covered == list(range(rows))
             assert sum(item.weight for item in passes) == pytest.approx(1)
-            assert all(a.depth != b.depth for a, b in zip(passes, passes[1:], strict=False))      # neighbours were joined
+            assert all(a.depth != b.depth for a, b in pairwise(passes))      # neighbours were joined
             seen.update(item.depth for item in passes)
         assert set(seen) == set(COST)
 
@@ -83,12 +84,14 @@ def test_depth_names_of_a_network():
     model = create_model("dynet", width=8, heads=(1, 1, 1, 1), refinement=1,
                          depths={"a": (1, 1, 1, 1), "b": (1, 1, 1, 6), "c": (3, 1, 1, 1)}, default_depth="a")
     assert depth_names(model, Branches()) == ["a", "b", "c"]
+    model.depths = dict(reversed(model.depths.items()))
+    assert depth_names(model, Branches()) == ["a", "b", "c"]             # the order of the recipe decides nothing
     assert depth_names(model, Branches("largest_only")) == ["c"]         # c costs more than b, though it repeats less in all
     assert depth_names(model, Branches("single:b")) == ["b"]
     assert depth_names(model, Branches("single:2,2,2,2")) == ["2,2,2,2"]
     with pytest.raises(RestoreError, match=r"branches\.strategy.*huge"):
         depth_names(model, Branches("single:huge"))
-    with pytest.raises(RestoreError, match=r"branches\.probability.*huge.*a, b, c"):
+    with pytest.raises(RestoreError, match=r"branches\.probability.*huge.*c, b, a"):
         depth_names(model, Branches(probability={"huge": 1}))
     assert depth_names(create_model("gunet_t"), Branches("sandwich")) == [None]
 
