@@ -11,6 +11,7 @@ import numpy as np
 
 BLOCK = 16
 STRIP = 64
+_ONES = np.ones((BLOCK, 1), np.float32)
 
 
 @dataclass
@@ -86,4 +87,4 @@ def _along(a):
 
 
 def _fold(sums, count, across, block):
-    return (sums.reshape(count * across, block).astype(np.float32) @ np.ones((block, 1), np.float32)).reshape(count, across)
+    return (sums.reshape(count * across, block).astype(np.float32) @ _ONES[:block]).reshape(count, across)

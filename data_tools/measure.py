@@ -14,6 +14,7 @@ from . import phash
 from .decode import decode
 from .decontaminate import describe
 from .header import Refused, jpeg_quality, misnamed
+from .jpegtrace import grid_phase, pixel_quality
 from .maps import block_maps, halve
 
 VERSION = 2                                # of the metrics: part of the key of every measured part
@@ -43,8 +44,11 @@ METRICS = {
     "sharpness_axis": (pa.float32(), "the smaller of the sharpnesses along x and along y, at half size: motion blur"),
     "noise": (pa.float32(), "Immerkaer's sigma, 0..255 units, 10th percentile over blocks"),
     "noise_2": (pa.float32(), "the same after halving: true noise halves, texture stays"),
+    "noise_even": (pa.float32(), "10th percentile over median of the noise operator's blocks: near 1 when noise covers all"),
+    "noise_ratio": (pa.float32(), "noise_2 / noise: about 0.5 for white noise, 1 and more for texture"),
     "flat": (pa.float32(), "share of blocks without structure (gradient below 1.5 levels a pixel beyond the noise)"),
     "blockiness": (pa.float32(), "steps at the best 8-pixel grid / steps beside it; 1 is none"),
+    "pixel_quality": (pa.float32(), "quality of the strongest JPEG compression that the pixels show, 100 when none"),
     "brightness": (pa.float32(), "mean luma, 0..255"),
     "contrast": (pa.float32(), "98th less 2nd percentile of luma"),
     "dark": (pa.float32(), "share of luma below 8"),
@@ -55,13 +59,14 @@ METRICS = {
     "object_share": (pa.float32(), "share of the picture that is not near-white"),
     "border_share": (pa.float32(), "share of the area in constant bands at the edges (letterbox)"),
     "zero_gradient": (pa.float32(), "share of neighbouring pixels that are exactly equal"),
-    "edge_profile": (pa.float32(), "strong steps (above 24) per middling ones (4 to 24): drawings step, photos slope"),
+    "edge_profile": (pa.float32(), "share of the 8x8 blocks with an edge that hold two levels and little between"),
+    "drawn": (pa.float32(), "share of the blocks that are even or hold two levels: drawings, diagrams, text"),
     "colours": (pa.float32(), "number of different 4-bit-a-channel colours that hold 95 % of the pixels"),
     "text": (pa.float32(), "share of the area in rows of small strong strokes, as captions and overlays have"),
 }
 BASE = {"id": pa.string(), "error": pa.string(), "sha256": pa.binary(32), "phash": pa.binary(32),
         "phash_quality": pa.int8(), "descriptor": pa.binary()}
-SAMPLED = 600_000                          # pixels a block map looks at; larger images are sampled in strips
+SAMPLED = 300_000                          # pixels a block map looks at; larger images are sampled in strips
 
 
 def schema(plugin_columns=()):
@@ -116,49 +121,70 @@ def _header_metrics(header, width, height, name, size):
 def pixel_metrics(pixels):
     """The metrics of decoded pixels: uint8 (h, w) gray or (h, w, 3) BGR."""
     gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    pyramid = [gray]
+    while max(pyramid[-1].shape) > 350 and min(pyramid[-1].shape) >= 4:
+        pyramid.append(halve(pyramid[-1]))
+    # the smallest level that still has what a metric looks for
+    middle = next(level for level in pyramid if max(level.shape) <= 700 or level is pyramid[-1])
+    small, levels = pixels, 0
+    while max(small.shape[:2]) > 350 and levels < len(pyramid) - 1:
+        small, levels = halve(small), levels + 1
     row = {}
-    row["phash"], row["phash_quality"] = phash.pdq(gray)
-    row.update(_sharpness(gray))
-    row.update(_edges(gray))
-    small = pixels
-    while max(small.shape[:2]) > 512 and min(small.shape[:2]) >= 64:
-        small = np.ascontiguousarray(small[::2, ::2]) if max(small.shape[:2]) > 4096 else halve(small)
-    small = small if small.ndim == 3 else cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
-    row.update(_tone(small))
-    row.update(_frame(small))
-    small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-    row["descriptor"] = describe(small)
-    row["text"] = _text(small)
+    row["phash"], row["phash_quality"] = phash.pdq(_level(pyramid, 256))
+    row["descriptor"] = describe(_level(pyramid, 192))
+    row.update(_sharpness(pyramid))
+    row["noise_ratio"] = row["noise_2"] / row["noise"] if row["noise"] and row["noise_2"] is not None else None
+    row["zero_gradient"] = _equal(gray)
+    row.update(_tone(small, pyramid[levels]))
+    row.update(_frame(small, pyramid[levels]))
+    row.update(_profile(middle))
+    row["text"] = _text(middle)
     return row
 
 
-def _sharpness(gray):
+def _level(pyramid, least):
+    """The smallest level whose sides are at least so many pixels; the picture itself when none is."""
+    return next((level for level in reversed(pyramid) if min(level.shape) >= least), pyramid[0])
+
+
+def _sharpness(pyramid):
     """Sharpness at four scales, noise, flat share, blockiness."""
     row = {name: None for name in ("sharpness", "sharpness_2", "sharpness_4", "sharpness_8", "sharpness_axis", "noise",
-                                   "noise_2", "flat", "blockiness")}
-    for scale, block in ((1, 16), (2, 16), (4, 8), (8, 8)):
-        if scale > 1:
-            gray = halve(gray)
+                                   "noise_2", "noise_even", "flat", "blockiness", "pixel_quality")}
+    for scale, block, gray in zip((1, 2, 4, 8), (16, 16, 8, 8), [*pyramid, *_further(pyramid[-1])]):
         if min(gray.shape) < 4 * block + 2 or (scale == 8 and min(gray.shape) < 60):
             break
         maps = block_maps(gray, block, scale == 1, max(2, SAMPLED // (64 * gray.shape[1])))
-        noise = _noise(maps)
+        noise, even = _noise(maps)
         along_x, along_y, both = _ratios(maps, noise)
         row["sharpness" if scale == 1 else f"sharpness_{scale}"] = both
         if scale == 1:
-            row.update(noise=noise, flat=float((maps.gradient < 1.5 + 2.3 * noise).mean()), blockiness=_blockiness(maps))
+            (left, across), (top, down) = grid_phase(maps.columns), grid_phase(maps.rows)
+            # a texture has a period of 8 in one direction by chance, hardly in both
+            row.update(noise=noise, noise_even=even, flat=float((maps.gradient < 1.5 + 2.3 * noise).mean()),
+                       blockiness=min(across, down), pixel_quality=pixel_quality(gray, left, top))
         elif scale == 2:
-            row.update(noise_2=noise, sharpness_axis=min(along_x, along_y))
+            row.update(noise_2=noise, sharpness_axis=min((r for r in (along_x, along_y) if r is not None), default=None))
     return row
+
+
+def _further(gray):
+    for _ in range(3):
+        if min(gray.shape) < 4:
+            return
+        gray = halve(gray)
+        yield gray
 
 
 def _noise(maps):
     """Immerkaer's estimate (1996), sigma = sqrt(pi / 2) / 6 mean|N|, at the 10th percentile of the blocks that are not
-    clipped to black or white, where noise cannot show."""
+    clipped to black or white, where noise cannot show; and that percentile over the median: noise is everywhere alike,
+    texture is not."""
     usable = maps.cross[(maps.mean > 6) & (maps.mean < 249)]
     if usable.size < 8:
         usable = maps.cross.ravel()
-    return float(np.percentile(usable, 10)) * (np.pi / 2) ** 0.5 / 6
+    low, middle = np.percentile(usable, [10, 50])
+    return float(low) * (np.pi / 2) ** 0.5 / 6, float(low / max(middle, 1e-3))
 
 
 def _ratios(maps, noise):
@@ -168,46 +194,62 @@ def _ratios(maps, noise):
     taken off in quadrature.
     """
     gradient = maps.gradient
-    chosen = gradient >= np.percentile(gradient, 75)
+    quarter, top = np.percentile(gradient, [75, 99])
+    chosen = gradient >= max(quarter, 0.1 * top)           # mostly empty pictures are judged by what is there
     first_x, first_y, second_x, second_y = (float(m[chosen].mean()) for m in (maps.dx, maps.dy, maps.dxx, maps.dyy))
 
     def ratio(second, first, count):
         second = max(second ** 2 - (1.954 * count * noise) ** 2, 0) ** 0.5
-        first = max(first ** 2 - (1.128 * count * noise) ** 2, 1e-4) ** 0.5
-        return second / first
+        first = max(first ** 2 - (1.128 * count * noise) ** 2, 0) ** 0.5
+        return second / first if first > 0.05 else None    # nothing there to be sharp or blurred
     return ratio(second_x, first_x, 1), ratio(second_y, first_y, 1), ratio(second_x + second_y, first_x + first_y, 2)
 
 
-def _blockiness(maps):
-    """Mean step on the strongest phase of 8 over the mean step on the phases that do not touch it, the smaller of the
-    two directions: a texture has a period in one direction by chance, hardly in both."""
-    ratios = []
-    for steps in (maps.columns, maps.rows):
-        phases = np.arange(len(steps)) % 8
-        seen = ~np.isnan(steps)
-        means = np.array([steps[seen & (phases == p)].mean() if (seen & (phases == p)).any() else 0 for p in range(8)])
-        best = int(means.argmax())
-        others = [means[(best + k) % 8] for k in (2, 3, 4, 5, 6)]
-        ratios.append((means[best] + 0.05) / (float(np.mean(others)) + 0.05))
-    return float(min(ratios))
-
-
-def _edges(gray):
-    """Exactly equal neighbours, and strong steps per middling ones, on every eighth row."""
+def _equal(gray):
+    """Share of exactly equal neighbours, on every eighth row."""
     rows = gray[::8 if gray.shape[0] > 256 else 4]
-    steps = np.bincount(cv2.absdiff(rows[:, 1:], rows[:, :-1]).ravel(), minlength=256)
-    middling, strong = int(steps[4:25].sum()), int(steps[25:].sum())
-    return {"zero_gradient": steps[0] / max(1, steps.sum()), "edge_profile": (strong + 1) / (middling + 10)}
+    return 1 - cv2.countNonZero(cv2.absdiff(rows[:, 1:], rows[:, :-1])) / max(1, rows[:, 1:].size)
 
 
-def _tone(small):
-    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+def _profile(gray):
+    """How drawing-like 8x8 blocks are: residual of the best two levels over their distance, in blocks with an edge."""
+    high, wide = gray.shape[0] // 8, gray.shape[1] // 8
+    if not high or not wide:
+        return {"edge_profile": None, "drawn": None}
+    kernel = np.ones((8, 8), np.uint8)
+    at = (slice(4, 8 * high, 8), slice(4, 8 * wide, 8))
+    low, top = (f(gray, kernel, anchor=(4, 4))[at].ravel() for f in (cv2.erode, cv2.dilate))
+    spread = cv2.subtract(top, low).ravel()
+    edges = np.flatnonzero(spread > 40)
+    even = np.count_nonzero(spread <= 12)
+    if not len(edges):
+        return {"edge_profile": None, "drawn": even / spread.size}
+    chosen = edges[np.linspace(0, len(edges) - 1, min(len(edges), 1200)).astype(int)]
+    blocks = gray[:8 * high, :8 * wide].reshape(high, 8, wide, 8)[chosen // wide, :, chosen % wide].reshape(-1, 64)
+    blocks = blocks.astype(np.float32)
+    middle = (low[chosen].astype(np.float32) + top[chosen])[:, None] / 2
+    is_low = blocks < middle
+    count = is_low.sum(1, keepdims=True)
+    total = blocks.sum(1, keepdims=True)
+    low_sum = (blocks * is_low).sum(1, keepdims=True)
+    levels = np.where(is_low, low_sum / np.maximum(1, count), (total - low_sum) / np.maximum(1, 64 - count))
+    residual = np.abs(blocks - levels).mean(1) / spread[chosen]
+    return {"edge_profile": float((residual < 0.06).mean()),
+            "drawn": float((even + len(edges) * (residual < 0.065).mean()) / spread.size)}
+
+
+def _channels(small):
+    return [small] * 3 if small.ndim == 2 else cv2.split(small)
+
+
+def _tone(small, gray):
+    """Exposure, contrast, entropy, saturation and number of colours."""
     counts = np.bincount(gray.ravel(), minlength=256)
     share = counts / counts.sum()
     below = share.cumsum()
     low, high = (int(np.searchsorted(below, p)) for p in (0.02, 0.98))
     used = share[share > 0]
-    blue, green, red = cv2.split(small)
+    blue, green, red = _channels(small)
     spread = cv2.subtract(cv2.max(cv2.max(blue, green), red), cv2.min(cv2.min(blue, green), red))
     packed = (blue & 0xF0).astype(np.uint16) << 4 | (green & 0xF0) | red >> 4
     colours = np.sort(np.bincount(packed.ravel(), minlength=4096))[::-1].cumsum()
@@ -218,14 +260,13 @@ def _tone(small):
             "colours": float(np.searchsorted(colours, 0.95 * packed.size) + 1)}
 
 
-def _frame(small):
+def _frame(small, gray):
     """White ring and object share of product photos; constant bands at the edges."""
-    blue, green, red = cv2.split(small)
+    blue, green, red = _channels(small)
     white = cv2.min(cv2.min(blue, green), red) >= 238
     height, width = white.shape
     h, w = max(1, round(0.04 * height)), max(1, round(0.04 * width))
     ring = np.concatenate([white[:h].ravel(), white[-h:].ravel(), white[h:-h, :w].ravel(), white[h:-h, -w:].ravel()])
-    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
     top, bottom = _bands(gray), _bands(gray[::-1])
     left, right = _bands(gray.T), _bands(gray.T[::-1])
     kept = max(0, 1 - (top + bottom) / height) * max(0, 1 - (left + right) / width)
@@ -233,24 +274,29 @@ def _frame(small):
 
 
 def _bands(gray):
-    """How many rows from the top are one constant colour (98 % of the pixels within 6 levels of the first row's)."""
+    """Rows of one constant colour at the top that end at a straight edge, as a letterbox does and a plain wall does not."""
     level = np.median(gray[0])
     for count in (16, len(gray)):          # most pictures have no band: look at few rows first
-        alike = (cv2.absdiff(np.ascontiguousarray(gray[:count]), float(level)) <= 6).mean(1) > 0.98
-        if not alike.all():
-            return int(alike.argmin())
-    return len(gray)
+        alike = (cv2.absdiff(np.ascontiguousarray(gray[:count]), float(level)) <= 6).mean(1)
+        if (alike <= 0.98).any():
+            break
+    else:
+        return len(gray)
+    end = int((alike <= 0.98).argmax())
+    after = cv2.absdiff(np.ascontiguousarray(gray[end:end + 4]), float(level)) <= 6
+    return end if end and after.mean(1).min() < 0.5 else 0
 
 
 def _text(gray):
     """Share of the area in horizontal runs of short, strong, closely spaced strokes."""
+    gray = gray[::2]
     steps = cv2.absdiff(gray[:, 1:], gray[:, :-1])
     strong = cv2.threshold(steps, 40, 1, cv2.THRESH_BINARY)[1]
     if not cv2.countNonZero(strong):
         return 0.0
     strong[:] *= 255                       # 8-bit box filters are the fast ones
-    density = cv2.blur(strong, (25, 7), borderType=cv2.BORDER_CONSTANT)
-    around = cv2.blur(strong, (25, 31), borderType=cv2.BORDER_CONSTANT)
+    density = cv2.blur(strong, (25, 5), borderType=cv2.BORDER_CONSTANT)
+    around = cv2.blur(strong, (25, 17), borderType=cv2.BORDER_CONSTANT)
     return float(((density > 51) & (around < density >> 1)).mean())
 
 

@@ -1,0 +1,62 @@
+"""How strongly a picture was once compressed as JPEG, from its pixels: also in a PNG, and under a milder second JPEG.
+
+A decoded JPEG's 8x8 DCT coefficients lie near multiples of the quantisation steps (Fan and de Queiroz, "Identification of
+bitmap compression history", 2003). The grid's place is where steps between neighbouring pixels are largest; the step of
+each low frequency is the largest q for which the coefficients above q / 2 gather at multiples of q. A resized JPEG has
+lost its grid and is not recognised.
+"""
+
+import numpy as np
+
+# low frequencies (row, column) and their entries in the luma table of the JPEG standard's annex K
+_FREQUENCIES = ((0, 1, 11), (1, 0, 12), (1, 1, 12), (0, 2, 10), (2, 0, 14), (1, 2, 14), (2, 1, 13), (2, 2, 16), (0, 3, 16), (3, 0, 14))
+_BLOCKS = 1500                             # looked at per image
+_BINS = 800                                # of half a level each
+_STEPS = np.arange(4, 121)
+_GATHERED, _FEWEST = 0.55, 25              # mean cosine from which values count as gathered; of at least so many values
+
+
+def _tables():
+    k = np.arange(8)
+    dct = np.sqrt(2 / 8) * np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / 16)
+    dct[0] /= np.sqrt(2)
+    basis = np.stack([np.outer(dct[i], dct[j]).ravel() for i, j, _ in _FREQUENCIES], 1).astype(np.float32)
+    values = np.arange(_BINS)[None] / 2
+    above = (values > 0.5 * _STEPS[:, None]).astype(np.float32)
+    return basis, (np.cos(2 * np.pi * values / _STEPS[:, None]) * above).astype(np.float32), above
+
+
+_BASIS, _COSINES, _ABOVE = _tables()
+
+
+def grid_phase(steps):
+    """``(phase, ratio)``: where an 8-pixel grid would lie in a profile of mean steps between neighbours, and how much
+    larger the steps there are than those that do not touch it."""
+    seen = ~np.isnan(steps)
+    sums = np.bincount(np.arange(len(steps))[seen] % 8, steps[seen], 8)
+    means = sums / np.maximum(1, np.bincount(np.arange(len(steps))[seen] % 8, minlength=8))
+    best = int(means.argmax())
+    beside = np.mean([means[(best + k) % 8] for k in (2, 3, 4, 5, 6)])
+    return (best + 1) % 8, float((means[best] + 0.05) / (beside + 0.05))
+
+
+def pixel_quality(gray, left, top):
+    """libjpeg's quality 1..100 whose tables fit the steps found in a uint8 picture whose grid begins at (left, top);
+    100 when no trace is found (or the quality was above about 90)."""
+    height, width = (gray.shape[0] - top) // 8, (gray.shape[1] - left) // 8
+    if height * width < 4 * _FEWEST:
+        return 100.0
+    chosen = np.linspace(0, height * width - 1, min(_BLOCKS, height * width)).astype(int)
+    grid = gray[top:top + 8 * height, left:left + 8 * width].reshape(height, 8, width, 8)
+    blocks = grid[chosen // width, :, chosen % width].reshape(-1, 64).astype(np.float32)
+    bins = np.minimum((2 * np.abs(blocks @ _BASIS) + 0.5).astype(np.int32), _BINS - 1)
+    scales = np.zeros(len(_FREQUENCIES))
+    counts = np.stack([np.bincount(bins[:, k], minlength=_BINS) for k in range(bins.shape[1])], 1).astype(np.float32)
+    counts[-1] = 0                          # larger values were put into the last bin: their phase is not known
+    many = _ABOVE @ counts
+    gathered = (_COSINES @ counts > _GATHERED * many) & (many >= _FEWEST)
+    for k, (_, _, standard) in enumerate(_FREQUENCIES):
+        found = np.flatnonzero(gathered[:, k])
+        scales[k] = 100 * _STEPS[found[-1]] / standard if len(found) else 0
+    scale = float(np.median(scales))
+    return 100.0 if scale == 0 else max(1.0, 5000 / scale if scale > 100 else (200 - scale) / 2)
