@@ -1,5 +1,6 @@
 """The mixture: which images each task has, and sample k of it, a function of (seed, k) alone."""
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from restore.corpus import Corpus, Folder, digest
+from restore.corpus import Corpus, Folder, digest, open_corpus
 from restore.data import CleanImages, crop, numpy_rng, random_window, torch_generator
 from restore.errors import ImageError, RestoreError
 from restore.image import read_rgb8
@@ -39,12 +40,37 @@ class PairCorpus(Corpus):
             yield f"{pair.name} {pair.degraded.stat().st_size} {pair.clean.stat().st_size}"
 
 
+class JoinedCorpus(Corpus):
+    """Several corpora one after the other, or some of their images: ``places`` lists (corpus, index within it)."""
+
+    def __init__(self, corpora, places=None):
+        self.corpora, self.source = corpora, ", ".join(c.source for c in corpora)
+        self.places = places or [(number, index) for number, c in enumerate(corpora) for index in range(c.count)]
+        self.count = len(self.places)
+        if any(c.blocks for c in corpora):          # what is quick to read together stays together, see restore.data.order
+            homes = [(number, bisect.bisect(corpora[number].blocks or (0,), index)) for number, index in self.places]
+            self.blocks = tuple(i for i, home in enumerate(homes) if i == 0 or home != homes[i - 1])
+
+    def only(self, kept):
+        """The same with those images alone."""
+        return JoinedCorpus(self.corpora, [self.places[index] for index in kept])
+
+    def raw(self, index):
+        number, own = self.places[index]
+        return self.corpora[number].raw(own)
+
+    def names(self):
+        for corpus in self.corpora:
+            yield from corpus.names()
+        yield f"{self.count} of them"
+
+
 @dataclasses.dataclass
 class Source:
     """One line of the mixture: the pairs of a task, or the clean images that it is made on.
 
-    label: the task's name in the recipe, number: its place there. found: the :class:`restore.layouts.PairedSet` s. held: images
-    or pairs kept back for validation. share: of the samples, exact over ``BLOCK`` of them.
+    label: the task's name in the recipe, number: its place there. found: the :class:`restore.layouts.PairedSet` s. held: pairs, or
+    places ``(corpus, index)`` of clean images, kept back for validation. share: of the samples, exact over ``BLOCK`` of them.
     """
     label: str
     kind: str
@@ -89,10 +115,20 @@ def _paired(label, kind, task, number):
 
 
 def _clean(label, kind, task, number):
-    paths = [path for folder in as_list(task.clean) for path in find_clean(folder)]
-    paths, held = _hold_out(paths, 0 if task.validation else task.holdout)
-    corpus = Folder(as_list(task.clean)[0], [str(Path(p).absolute()) for p in paths])
-    return Source(label, kind, task, number, corpus, False, [], held)
+    corpus = JoinedCorpus([open_clean(entry) for entry in as_list(task.clean)])
+    kept, held = _hold_out(list(range(corpus.count)), 0 if task.validation else task.holdout)
+    return Source(label, kind, task, number, corpus.only(kept), False, [], [(corpus, index) for index in held])
+
+
+def open_clean(entry):
+    """A folder of images or of a paired set's clean side; else shards or a dataset, as pre-training takes them."""
+    path = Path(entry)
+    if path.is_dir() and not any(next(path.rglob(f"*.{kind}"), None) for kind in ("tar", "parquet", "arrow")):
+        return Folder(path, [str(p.relative_to(path)) for p in find_clean(path)])
+    corpus = open_corpus(entry)
+    if corpus.count is None:
+        raise RestoreError(f"{entry}: a mixture needs clean images that can be counted, and a stream cannot")
+    return corpus
 
 
 def open_pairs(entry, kind, split):
@@ -188,7 +224,7 @@ def table(sources):
     """The mixture as lines of text: task, what it is made of, images or pairs, share; then what was left over."""
     rows = [("task", "source", "images", "held", "share")]
     for s in sources:
-        what = ", ".join(str(f.root) for f in s.found) if s.paired else ", ".join(as_list(s.task.clean))
+        what = ", ".join(str(f.root) for f in s.found) if s.paired else s.corpus.source
         rows.append((s.label if s.label == s.kind else f"{s.label} ({s.kind})", ("pairs: " if s.paired else "made on: ") + what,
                      str(s.corpus.count), str(len(s.held)), f"{s.share:.1%}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

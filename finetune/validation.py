@@ -1,23 +1,25 @@
 """Validation pairs of a mixture: held-back or given images of every task, the same in every run."""
 
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from restore.errors import ImageError, RestoreError
 from restore.image import read_rgb8
-from restore.layouts import find_clean
 from restore.validation import Pair
 
 from .degrade import degrade
-from .mixture import as_list, open_pairs
+from .mixture import as_list, open_clean, open_pairs
 
 
 def validation_pairs(recipe, sources):
     """A list of :class:`restore.validation.Pair` for the training loop; ``denoise`` has one task for each noise level.
 
-    Real pairs are used where a task has any, its clean images with a degradation seeded by their names otherwise.
+    Real pairs are used where a task has any, its clean images with a degradation seeded by their names otherwise. Broken files
+    are passed over, on stderr.
     """
     made, told = [], set()
     for source in sorted(sources, key=lambda s: not s.paired):
@@ -27,7 +29,10 @@ def validation_pairs(recipe, sources):
         if items:
             told.add(source.label)
         for item in _spread(items, recipe.validation.images):
-            made += _pairs_of(source, item, recipe.validation.side)
+            try:
+                made += _pairs_of(source, item, recipe.validation.side)
+            except (ImageError, ValueError) as error:
+                print(f"tasks.{source.label}: not validated on: {error}", file=sys.stderr)
     return made
 
 
@@ -40,7 +45,8 @@ def _given(source):
         except RestoreError as error:
             if source.paired:
                 raise RestoreError(f"tasks.{source.label}.validation: {error}") from None
-            items += find_clean(entry)
+            corpus = open_clean(entry)
+            items += [(corpus, index) for index in range(corpus.count)]
     return items
 
 
@@ -49,23 +55,20 @@ def _spread(items, count):
 
 
 def _pairs_of(source, item, size):
-    try:
-        if hasattr(item, "degraded"):
-            both = np.concatenate([read_rgb8(item.degraded), read_rgb8(item.clean)], axis=2)
-            both = _centre(both, size)
-            return [Pair(item.name, source.label, both[:3], both[3:])]
-        clean = _centre(read_rgb8(item), size)
-    except (ImageError, ValueError) as error:
-        raise RestoreError(f"tasks.{source.label}: cannot validate: {error}") from None
+    if not isinstance(item, tuple):
+        both = _centre(np.concatenate([read_rgb8(item.degraded), read_rgb8(item.clean)], axis=2), size)
+        return [Pair(item.name, source.label, both[:3], both[3:])]
+    corpus, index = item
+    name, clean = Path(corpus.raw(index)[0]).stem, _centre(corpus.read(index), size)
     task = source.task
     if source.kind != "denoise":
-        return [Pair(item.stem, source.label, _degraded(source.kind, clean, f"{item.stem}:{source.kind}", task), clean)]
+        return [Pair(name, source.label, _degraded(source.kind, clean, f"{name}:{source.kind}", task), clean)]
     levels = np.linspace(*task.sigma_range, 3) if task.sigma_range else task.sigmas
     made = []
     for sigma in levels:
         one = type(task)(sigmas=[float(sigma)], truncate=task.truncate)
-        noisy = _degraded("denoise", clean, f"{item.stem}:{sigma:g}", one)
-        made.append(Pair(item.stem, f"{source.label} {sigma:g}", noisy, clean))
+        noisy = _degraded("denoise", clean, f"{name}:{sigma:g}", one)
+        made.append(Pair(name, f"{source.label} {sigma:g}", noisy, clean))
     return made
 
 
