@@ -13,6 +13,7 @@ from .files import atomic_path, write_bytes
 FORMAT = "anydepth-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 BUNDLED = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "dynet_small"            # the bundled weights that commands take when none are named
 
 
 def save(model, path, provenance=None, dtype=None):
