@@ -166,15 +166,13 @@ class Mixture:
     def __init__(self, sources, patch, seed, cache_mb=256, device="cpu"):
         self.sources, self.patch, self.seed, self.device = sources, patch, seed, device
         self.counts = _slots([s.weight for s in sources])
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.images = [CleanImages(s.corpus, _mixed(seed, i), cache_mb, device) for i, s in enumerate(sources)]
 
     def place(self, k):
         """``(index of the source, which of its samples)`` for sample ``k``."""
-        block, slot = divmod(k, BLOCK)
-        slot = int(_block_order(self.seed, block)[slot])
-        number = int(np.searchsorted(self.starts, slot, "right")) - 1
-        return number, block * int(self.counts[number]) + slot - int(self.starts[number])
+        block, place = divmod(k, BLOCK)
+        numbers, earlier = _block(self.seed, block, self.counts)
+        return int(numbers[place]), block * self.counts[int(numbers[place])] + int(earlier[place])
 
     def sample(self, k):
         number, own = self.place(k)
@@ -199,8 +197,13 @@ def _mixed(seed, number):
 
 
 @functools.lru_cache(maxsize=4)
-def _block_order(seed, block):
-    return np.random.default_rng([seed, block, 5]).permutation(BLOCK)
+def _block(seed, block, counts):
+    """For each place in a block of samples: the number of its source, and how many samples of that source come before it."""
+    numbers = np.random.default_rng([seed, block, 5]).permutation(np.repeat(np.arange(len(counts)), counts))
+    earlier = np.empty(BLOCK, int)
+    for number, count in enumerate(counts):
+        earlier[numbers == number] = np.arange(count)
+    return numbers, earlier
 
 
 def _slots(weights):
@@ -211,7 +214,7 @@ def _slots(weights):
         slots[np.argmax(exact - slots)] += 1
     while slots.sum() > BLOCK:
         slots[np.argmax(slots)] -= 1
-    return slots
+    return tuple(map(int, slots))
 
 
 def epoch_length(recipe, sources):

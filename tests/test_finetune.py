@@ -91,8 +91,7 @@ def test_every_image_comes_once_before_any_comes_again(sets):
     samples = mixture(recipe_of(sets))
     for number, source in enumerate(samples.sources):
         own = [samples.place(k)[1] for k in range(3 * BLOCK) if samples.place(k)[0] == number]
-        assert own != sorted(own)                                        # within a block in an order of the block's own
-        assert sorted(own) == list(range(len(own)))
+        assert own == list(range(len(own)))
         fetched = [samples.images[number].fetch(place)[0] for place in range(source.corpus.count)]
         scenes = collections.Counter(int(image[0, 0, -3]) for image in fetched)              # the clean image's red channel
         assert set(scenes.values()) == ({2} if source.label == "dehaze" and source.paired else {1})
@@ -244,7 +243,7 @@ def test_broken_files_are_replaced_and_named(sets, tmp_path):
     samples = mixture(recipe)
     skipped = [samples.sample(k)["skipped"] for k in range(12)]
     named = [text for text in skipped if text]
-    assert len(named) >= 1 and all("clean/3.png" in text for text in named)
+    assert len(named) == 1 and "clean/3.png" in named[0]                    # met once in a pass over twelve images
 
 
 # -- gUNet's training ------------------------------------------------------------------------------------------------
