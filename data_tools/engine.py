@@ -30,17 +30,18 @@ class Failure:
     reason: str
 
 
-def run(target, arguments, items, workers=0, timeout=60.0, window=4096):
+def run(target, arguments, items, workers=0, timeout=60.0, window=4096, chunk=CHUNK):
     """Yield the result of every item of an iterable, in order: what ``function(item)`` returned, or a :class:`Failure`.
 
     target      "module:factory"; ``factory(**arguments)`` is called once in each worker and returns ``function``
     workers     processes; 0 for one per core this process may use
     timeout     seconds for one item
     window      items that may be under way or waiting for an earlier one to finish
+    chunk       items a worker is handed at once; 1 for items that take seconds
 
     Items, arguments and results must be picklable. Raises RestoreError when workers cannot even start.
     """
-    supervisor = _Supervisor(target, arguments, workers or len(os.sched_getaffinity(0)), timeout, window)
+    supervisor = _Supervisor(target, arguments, workers or len(os.sched_getaffinity(0)), timeout, window, chunk)
     try:
         yield from supervisor.results(items)
     finally:
@@ -65,10 +66,10 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, target, arguments, workers, timeout, window):
+    def __init__(self, target, arguments, workers, timeout, window, chunk):
         # spawn: a forked child of a process with threads (pyarrow's, a test runner's) may deadlock
         self.context = multiprocessing.get_context("spawn")
-        self.target, self.arguments, self.timeout, self.window = target, arguments, timeout, window
+        self.target, self.arguments, self.timeout, self.window, self.chunk = target, arguments, timeout, window, chunk
         self.workers = [_Worker(self.context, target, arguments) for _ in range(workers)]
         self.failed_starts = 0
         self.retries, self.tries, self.ready = deque(), {}, {}
@@ -79,14 +80,14 @@ class _Supervisor:
         while True:
             for worker in self.workers:
                 # a second chunk is handed out early so that a worker never waits for the supervisor
-                while len(worker.assigned) <= CHUNK // 2:
+                while len(worker.assigned) <= self.chunk // 2:
                     if self.retries:
                         if worker.assigned:
                             break                         # a suspect goes alone into an idle worker
                         chunk = [self.retries.popleft()]
                     else:
                         chunk = []
-                        while not exhausted and len(chunk) < CHUNK and read - given < self.window:
+                        while not exhausted and len(chunk) < self.chunk and read - given < self.window:
                             try:
                                 chunk.append(next(items))
                                 read += 1
