@@ -43,3 +43,12 @@ def fit(image, tile):
     if scale == 1:
         return image
     return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+
+
+def cover(image, size):
+    """``image`` (h,w) or (h,w,3) reduced or enlarged until it just covers ``size`` (height, width), its centre cut out."""
+    scale = max(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(n, round(m * scale)) for n, m in zip(size, image.shape))
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return np.ascontiguousarray(resized[top:top + size[0], left:left + size[1]])

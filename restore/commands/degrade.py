@@ -114,7 +114,7 @@ def _degraders(args, name, depth=None):
 def _generator(seed, name):
     """A fresh generator that depends on the seed and the photo's name only, so that a batch may grow or shrink."""
     import torch
-    return torch.Generator().manual_seed(((seed << 32) + zlib.crc32(name.encode())) % 2 ** 63)
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))     # torch looks at 32 bits only
 
 
 def _depth_map(args, pixels):
