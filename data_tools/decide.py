@@ -133,9 +133,10 @@ def decide(store, recipe):
     store.begin("decide")
     kept = count = 0
     needed = [c["metric"] for rule in rules.values() for c in conditions(rule)]
+    chosen = _chosen(store, rules, needed)
     with atomic_path(store.path("decide", "decision.parquet")) as temporary, \
             pq.ParquetWriter(temporary, DECISION_SCHEMA, compression="zstd") as writer:
-        for table in metric_tables(store, needed):
+        for table in metric_tables(store, needed, chosen):
             decided = decide_table(table, rules)
             writer.write_table(decided)
             kept += pc.sum(decided["keep"]).as_py() or 0
@@ -146,6 +147,28 @@ def decide(store, recipe):
     write_bytes(store.path("decide", "thresholds.yaml"), text)
     store.finish("decide", ["decision.parquet"], rows, hashlib.sha256(text.encode()).hexdigest()[:12], kept=int(kept))
     return rows, int(kept)
+
+
+def _chosen(store, rules, needed):
+    """The copy to keep of each duplicate group, {group: id}: the preferred one of those that no other rule rejects."""
+    chosen = {}
+    if not store.manifest("join"):
+        return chosen
+    others = {name: rule for name, rule in rules.items() if all(c["metric"] != "duplicate" for c in conditions(rule))}
+    join = store.read("join", ["id", "duplicate_group", "place"])
+    start = 0
+    for table in metric_tables(store, needed):
+        part = join.slice(start, len(table))
+        start += len(table)
+        at = np.flatnonzero(part["duplicate_group"].is_valid().to_numpy(zero_copy_only=False))
+        if not len(at):
+            continue
+        grouped = decide_table(table.take(at), others)["keep"].to_pylist()
+        for row, keep in zip(part.take(at).to_pylist(), grouped):
+            # a kept copy goes before one that another rule rejects, then the join's order of preference counts
+            rank = (not keep, row["place"], row["id"])
+            chosen[row["duplicate_group"]] = min(rank, chosen.get(row["duplicate_group"], rank))
+    return {group: rank[2] for group, rank in chosen.items()}
 
 
 def decide_table(table, rules):
@@ -190,14 +213,15 @@ def metric_names(store):
     return names
 
 
-def metric_tables(store, columns=None):
+def metric_tables(store, columns=None, chosen=None):
     """Yield per measured part one table of ``id`` and metrics: the measure table, later passes (watermark, niqe), and
-    ``error`` (its kind), ``duplicate``, ``contaminated`` from the join where that has run. ``columns`` limits them."""
+    ``error`` (its kind), ``duplicate``, ``contaminated`` from the join where that has run. ``columns`` limits them;
+    ``chosen`` ({group: id}) says which copy of a duplicate group is no duplicate, by default the join's best."""
     wanted = None if columns is None else set(columns) | {"id"}
     names = store.columns("measure")
     read = names if wanted is None else [n for n in names if n in wanted or n == "error"]
     passes = store.read("passes") if store.manifest("passes") else None
-    join = store.read("join", ["id", "best_in_group", "contaminated_by"]) if store.manifest("join") else None
+    join = store.read("join", ["id", "duplicate_group", "best_in_group", "contaminated_by"]) if store.manifest("join") else None
     start = 0
     for table in store.batches("measure", read):
         stop = start + len(table)
@@ -215,6 +239,8 @@ def metric_tables(store, columns=None):
                         table = table.append_column(name, part[name])
             else:
                 best = part["best_in_group"]
+                if chosen:
+                    best = pa.array([chosen.get(group) for group in part["duplicate_group"].to_pylist()], pa.string())
                 table = table.append_column("duplicate", pc.fill_null(pc.not_equal(best, part["id"]), False))
                 table = table.append_column("contaminated", pc.is_valid(part["contaminated_by"]))
         yield table

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from restore.errors import ImageError
 
-from . import engine, niqe, watermark
+from . import engine, niqe, phash, watermark
 from .containers import open_bytes
 from .decode import decode
 from .header import Refused
@@ -27,7 +27,7 @@ _SAMPLE = 192                              # images of a source that its pattern
 def run(store, recipe):
     """Write the ``passes`` table (id and one column a pass); nothing is done when nothing has changed."""
     measured = store.require("measure")
-    settings = [2, measured["parts"], measured["key"], recipe.measure.watermarks, recipe.measure.watermark_min_images,
+    settings = [3, measured["parts"], measured["key"], recipe.measure.watermarks, recipe.measure.watermark_min_images,
                 recipe.measure.niqe and hashlib.sha256(Path(recipe.measure.niqe).read_bytes()).hexdigest(),
                 recipe.thresholds, recipe.rules if recipe.measure.niqe else None]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
@@ -40,7 +40,7 @@ def run(store, recipe):
     columns = {"id": scanned["id"]}
     said = []
     if recipe.measure.watermarks:
-        scores, marked = _watermarks(scanned, readable, recipe)
+        scores, marked = _watermarks(store, scanned, readable, recipe)
         columns["watermark"] = pa.array(scores, pa.float32(), from_pandas=True)
         said.append("watermarks found in " + (", ".join(marked) if marked else "no source"))
     if recipe.measure.niqe:
@@ -62,15 +62,20 @@ def _readable(store):
     return np.concatenate([~np.array(t["error"].is_valid()) for t in store.batches("measure", ["error"])] or [np.zeros(0, bool)])
 
 
-def _watermarks(scanned, readable, recipe):
+def _watermarks(store, scanned, readable, recipe):
     scores = np.full(len(scanned), np.nan, np.float32)
     names = np.array(scanned["source"].to_pylist(), dtype=object)
+    hashes = np.array([np.frombuffer(h or bytes(32), np.uint8) for t in store.batches("measure", ["phash"])
+                       for h in t["phash"].to_pylist()], np.uint8).reshape(-1, 32)
     marked = []
     for source in recipe.sources:
         at = np.flatnonzero((names == source.name) & readable)
         if len(at) < recipe.measure.watermark_min_images:
             continue
         sample = at[np.unique(np.linspace(0, len(at) - 1, min(len(at), _SAMPLE)).astype(int))]
+        sample = sample[_distinct(hashes[sample])]        # copies of one picture have everything in common
+        if len(sample) < recipe.measure.watermark_min_images:
+            continue
         found = list(_map("data_tools.passes:windower", {}, scanned, sample, recipe, f"watermark sample of {source.name}"))
         used = [(int(k), windows) for k, windows in zip(sample, found) if windows is not None]
         patterns = watermark.learn([windows for _, windows in used], recipe.measure.watermark_min_images)
@@ -84,6 +89,15 @@ def _watermarks(scanned, readable, recipe):
         scores[rest] = list(_map("data_tools.passes:mark_scorer", {"patterns": patterns}, scanned, rest, recipe,
                                  f"watermarks of {source.name}"))
     return scores, marked
+
+
+def _distinct(hashes):
+    """Places of the hashes that are not within 64 bits of an earlier one."""
+    kept = []
+    for k in range(len(hashes)):
+        if not kept or phash.distance(hashes[kept], hashes[k]).min() > 64:
+            kept.append(k)
+    return kept
 
 
 def _map(target, arguments, scanned, at, recipe, what):

@@ -63,7 +63,7 @@ class Measure:
 
     max_megapixels: float = 200.0          # more, by the header, is refused before decoding
     max_mb: float = 512.0                  # larger files are refused before reading
-    timeout: float = 60.0                  # seconds for one image before its worker is replaced
+    timeout: float = 120.0                 # seconds for one image before its worker is replaced
     plugins: list[str] = field(default_factory=list)     # FILE.py:function, see data_tools.plugins
     niqe: str | None = None                # a model file made by ``python -m data_tools niqe-fit FOLDER -o FILE``
     watermarks: bool = True                # the pass over whole sources

@@ -54,7 +54,7 @@ def _bounded(window):
 def learn(samples, least=16):
     """Patterns of a list of :func:`windows`: ``{place: (two patterns, each (2, 192, 192))}`` of the places that have one.
 
-    A place has one when at least half of ``least`` images in each half of the sample carry it.
+    A place has one when at least 0.6 ``least`` images of the sample carry it.
     """
     patterns = {}
     if len(samples) < least:
@@ -70,7 +70,7 @@ def learn(samples, least=16):
                 break
             made = [half[c].mean(0, dtype=np.float32) for half, c in zip(halves, chosen)]
         scores = [np.array([score(image, made[1 - k]) for image in half]) for k, half in enumerate(halves)]
-        if sum((s > FOUND).sum() for s in scores) >= least // 2:
+        if sum((s > FOUND).sum() for s in scores) >= 0.6 * least:
             patterns[place] = tuple(made)
     return patterns
 
