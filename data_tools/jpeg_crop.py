@@ -58,7 +58,7 @@ def grid(data):
 
 
 def crop(data, x, y, width, height):
-    """The window of a JPEG as a JPEG with the same coefficients and tables, and without the metadata.
+    """The window of a JPEG as a JPEG with the same coefficients and tables, without its metadata but for a colour profile.
 
     ``x`` and ``y`` must be multiples of the MCU (:func:`grid`). Raises ValueError when the window does not fit or the file
     cannot be read.
@@ -66,7 +66,8 @@ def crop(data, x, y, width, height):
     library = _library()
     handle = library.tjInitTransform()
     out, size = ctypes.c_void_p(), ctypes.c_ulong()
-    transform = _Transform(x, y, width, height, 0, _PERFECT | _CROP | _COPY_NONE, None, None)
+    options = _PERFECT | _CROP | (0 if b"ICC_PROFILE\0" in data else _COPY_NONE)    # a profile cannot be kept alone
+    transform = _Transform(x, y, width, height, 0, options, None, None)
     try:
         if library.tjTransform(handle, data, len(data), 1, ctypes.byref(out), ctypes.byref(size),
                                ctypes.byref(transform), 0):
