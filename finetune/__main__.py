@@ -52,8 +52,8 @@ def _two_folders(argv):
 
 def _train(argv):
     recipe, out, resume = _parse(argv)
-    from .run import run
-    print(f"final weights: {run(recipe, out, resume)}")
+    from .run import run, tell_once
+    tell_once(f"final weights: {run(recipe, out, resume)}")
 
 
 def _count(argv):

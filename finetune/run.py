@@ -1,6 +1,7 @@
 """From a recipe to a fine-tuned network: ``run(recipe, out)`` is what ``python -m finetune`` calls, and needs no command line."""
 
 import dataclasses
+import os
 
 import torch
 
@@ -14,7 +15,13 @@ from .mixture import Mixture, data_digest, epoch_length, find_sources, table
 from .validation import validation_pairs
 
 
-def run(recipe, out, resume=False, tell=print):
+def tell_once(text):
+    """Print in the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+def run(recipe, out, resume=False, tell=tell_once):
     """Fine-tune as the :class:`finetune.recipe.Recipe` says; returns the folder ``out/final``.
 
     What was found is told first, as a table of tasks, sources, images and shares. Raises RestoreError: nothing usable in a task's
@@ -75,7 +82,8 @@ def resolve(recipe, model, sources):
         warmup = warmup or int(recipe.warmup_epochs * epoch / batch_size)
     elif recipe.epochs and not warmup:
         warmup = int(steps * recipe.warmup_epochs / recipe.epochs)
-    synchronised = recipe.sync_batchnorm or needs_synchronised_norms(model, batch_size)
+    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()            # torch synchronises norms there alone
+    synchronised = recipe.sync_batchnorm or (on_gpu and needs_synchronised_norms(model, batch_size))
     return dataclasses.replace(recipe, batch_size=batch_size, lr=lr, steps=steps, warmup=warmup, sync_batchnorm=synchronised,
                                data=dataclasses.replace(recipe.data, sha256=data_digest(sources)))
 

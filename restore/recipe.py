@@ -17,7 +17,7 @@ from .errors import RestoreError
 def from_dict(cls, values, where=""):
     """A recipe of class ``cls`` from nested dictionaries; raises RestoreError naming a key that is unknown or of a wrong type."""
     if not isinstance(values, dict):
-        raise RestoreError(f"{where or 'the recipe'}: expected keys and values, got {values!r}")
+        raise RestoreError(f"{where.rstrip('.') or 'the recipe'}: expected keys and values, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in values:
@@ -76,7 +76,11 @@ def read(cls, path, overrides=()):
         *groups, last = key.split(".")
         inner = values
         for group in groups:
-            inner = inner.setdefault(group, {})
+            if inner.get(group) is None:
+                inner[group] = {}
+            inner = inner[group]
+            if not isinstance(inner, dict):
+                raise RestoreError(f"{path}: {group} is {inner!r} there, so {key} cannot be given")
         inner[last] = value
     return from_dict(cls, values)
 
