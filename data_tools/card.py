@@ -45,15 +45,15 @@ def card(store, recipe, total):
             "patches": f"Patches of {settings.patch_size}x{settings.patch_size} as PNG, the most detailed up to "
                        f"{settings.patches_per_image} of each image."}[settings.content]
     lines = [*_front_matter(settings, total), "", "# Clean images for restoration", "",
-             f"{total['samples']} samples, {total['image_bytes'] / 1e6:.1f} MB of encoded images. {what} "
-             f"Built by AnyDepth {__version__} (`python -m data_tools`) out of {counts.rows} images, of which {counts.kept} were kept.", "",
+             (f"{total['samples']} samples, {total['image_bytes'] / 1e6:.1f} MB of encoded images. {what} "
+             f"Built by AnyDepth {__version__} (`python -m data_tools`) out of {counts.rows} images, of which {counts.kept} were kept."), "",
              *_table(["split", "samples"], total["splits"].items()), "",
-             f"An image belongs to val when a hash of its group's name and the seed {settings.seed} falls below {settings.val_fraction:g}: "
-             "groups are never divided.", ""]
+             (f"An image belongs to val when a hash of its group's name and the seed {settings.seed} falls below {settings.val_fraction:g}: "
+             "groups are never divided."), ""]
     lines += ["## Sources and licences", "", *_table(["source", "samples"], total["sources"].items()), "",
               *_table(["licence", "samples"], ((name or "none stated", count) for name, count in total["licences"].items())), "",
-              "The licence of every image, and its address where known, stand beside it. This card states what the sources stated; "
-              "it grants nothing.", ""]
+              ("The licence of every image, and its address where known, stand beside it. This card states what the sources stated; "
+              "it grants nothing."), ""]
     lines += ["## Why images were left out", "", *_table(
         ["rule", "rejects", "first to reject", "alone rejects"],
         ((rule, count, counts.first[rule], counts.alone[rule]) for rule, count in counts.fired.most_common())), ""]
