@@ -1,5 +1,6 @@
 """Memory: what there is, and what a network needs for an image of a given size."""
 
+import copy
 import os
 import re
 import sys
@@ -45,18 +46,25 @@ def available_memory():
     return max(0, free)
 
 
-def measure(function, *sizes):
-    """``(bytes, bytes per pixel)`` that ``function(size)`` takes at its peak beyond what it is given.
+def measure(model, depth, *sides):
+    """``(bytes, bytes per pixel)`` that ``model(x, depth)`` takes at its peak beyond its weights and ``x``.
 
-    ``function`` runs a network on a square image of that side. The live tensors of two runs are counted and a line
-    is laid through the two peaks, so small sizes tell about large ones.
+    Nothing is computed: on a copy of the network without storage, the tensors of two runs on square images are
+    counted as they would live and die, and a line is laid through the two peaks.
     """
-    peaks = []
-    for size in sizes:
+    shapes = {}
+    for module in model.modules():
+        for value in tree_leaves(list(vars(module).values())):             # its parameters, buffers and plain tensors
+            if torch.is_tensor(value):
+                bare = torch.empty_like(value, device="meta")
+                shapes[id(value)] = torch.nn.Parameter(bare) if isinstance(value, torch.nn.Parameter) else bare
+    hollow, peaks = copy.deepcopy(model, shapes), []
+    for side in sides:
+        x = torch.empty(1, 3, side, side, device="meta")
         with torch.no_grad(), _Live() as live:
-            function(size)
+            hollow(x, depth)
         peaks.append(live.peak)
-    (small, large), (low, high) = sizes, peaks
+    (small, large), (low, high) = sides, peaks
     slope = max(0.0, (high - low) / (large**2 - small**2))
     return max(0.0, low - slope * small**2), slope
 
@@ -67,24 +75,23 @@ class _Live(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self.holders = {}                    # address of a storage -> how many tensors look at it
+        self.holders = {}                    # storage -> how many tensors look at it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
         out = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
         for leaf in tree_leaves(out):
             if not torch.is_tensor(leaf):
                 continue
-            storage = leaf.untyped_storage()
-            where, size = storage.data_ptr(), storage.nbytes()
+            where, size = _storage(leaf), leaf.untyped_storage().nbytes()
             if where in self.holders:
                 self.holders[where] += 1
-            elif where not in given and size:
+            elif where in given:             # a view of a weight, or of what came in
+                continue
+            else:
                 self.holders[where] = 1
                 self.now += size
                 self.peak = max(self.peak, self.now)
-            else:
-                continue
             weakref.finalize(leaf, self._gone, where, size).atexit = False
         return out
 
@@ -93,6 +100,10 @@ class _Live(TorchDispatchMode):
         if not self.holders[where]:
             del self.holders[where]
             self.now -= size
+
+
+def _storage(tensor):
+    return tensor.untyped_storage()._cdata
 
 
 def _physical_memory():

@@ -14,7 +14,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DEFAULT_MEMORY = 2e9                        # on a CPU, for the whole process: a 24-megapixel photo fits
 _SHARE = 0.8                                 # of what is free, at most
 _PROCESS = 4e8                               # what Python and torch take before any image
-_OVERHEAD = 1.5                              # of a network beyond its tensors: scratch buffers of the kernels
+_OVERHEAD = 1.3                              # of a network beyond its tensors: scratch buffers of the kernels, measured
 _LEAST = 1.5e8                               # for the network, however small the budget
 _SMALL = 128 * 128                           # up to this many pixels an image is never cut
 _FLOOR = 48                                  # pixels a side: a tile that fails here fails for good
@@ -33,7 +33,8 @@ class Restorer:
     ``"unlimited"`` never cuts unless memory runs out. ``overlap`` is how many pixels neighbouring tiles share.
 
     **Tiles change the result slightly**: channel attention and prompts look at the whole of what they are given. With
-    the same settings the same image gives the same tiles; :meth:`tile` tells which.
+    the same settings the same image gives the same tiles; :meth:`tile` tells which. On a CPU the network runs through
+    :func:`restore.fast.fast`, a snapshot of its weights.
     """
 
     def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=64):
@@ -48,9 +49,15 @@ class Restorer:
             from .checkpoint import load
             model = load(model, self.device)
         self.model = model.to(self.device).eval()
+        self.network, self._autocast = self.model, PRECISIONS[precision]     # what is run, and what it is run in
+        if self.device.type == "cpu" and precision != "fp16":
+            from .fast import fast
+            self.network = fast(self.model, PRECISIONS[precision] or torch.float32)
+            if self.network is not self.model:               # it has its precision in its weights
+                self._autocast = None
         self.depth = model.repeats(depth) or None
         self.overlap = -(-overlap // model.multiple) * model.multiple
-        self._cost = None
+        self._cost = None                    # of the network: bytes, and bytes per pixel
         self._most = float("inf")            # pixels: less after a tile has run out of memory
 
     def __call__(self, image, progress=None):
@@ -126,11 +133,10 @@ class Restorer:
 
     def _forward(self, pixels):
         """The network on one piece, or None if memory ran out."""
-        kind = PRECISIONS[self.precision]
         try:
             batch = pixels.to(self.device)[None]
-            with torch.autocast(self.device.type, kind, enabled=kind is not None):
-                out = self.model(batch, self.depth)[0]
+            with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
+                out = self.network(batch, self.depth)[0]
             out = out.float().to(pixels.device)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -140,7 +146,7 @@ class Restorer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         elif not torch.isfinite(out).all():
-            advice = "" if kind is None else f"; {self.precision} has too small a range for it, try bf16 or fp32"
+            advice = "" if self.precision == "fp32" else f"; {self.precision} has too small a range for it, try bf16 or fp32"
             raise RestoreError(f"the network's output holds values that are not numbers{advice}")
         return out
 
@@ -165,7 +171,7 @@ class Restorer:
         if height * width <= _SMALL or self.memory == float("inf"):
             return float("inf")
         if self._cost is None:
-            self._cost = self._probe()
+            self._cost = measure(self.network, self.depth, 8 * self.model.multiple, 16 * self.model.multiple)
         fixed, per_pixel = self._cost
         room = self._room(height * width) / _OVERHEAD
         return max(_SMALL // 4, (room - fixed) / max(per_pixel, 1.0))
@@ -183,16 +189,6 @@ class Restorer:
         if budget is None:                   # a fixed sum, so that the same image always gives the same tiles
             budget = min(_DEFAULT_MEMORY, available_memory() * _SHARE + _PROCESS + weights)
         return max(_LEAST, budget - held)
-
-    def _probe(self):
-        """What this network takes at this depth and precision: ``(bytes, bytes per pixel)``."""
-        kind, side = PRECISIONS[self.precision], 4 * self.model.multiple
-
-        def run(size):
-            with torch.autocast(self.device.type, kind, enabled=kind is not None):
-                self.model(torch.zeros(1, 3, size, size, device=self.device), self.depth)
-
-        return measure(run, side, 2 * side)
 
     def _array(self, array, progress):
         from .image import from_array, to_array
