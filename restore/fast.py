@@ -12,30 +12,36 @@ forward. What stays as it is (3x3 convolutions, skips, prompts) is run by the pl
 """
 
 import copy
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .models.gunet import GatedBlock, GUNet, fold_batchnorm
 from .models.layers import TransformerBlock
 
-STRIP_BYTES = 4 << 20                        # of the widest intermediate of a strip: measured, flat from 2 to 8 MB
+STRIP_BYTES = 6 << 20                        # of the widest intermediate of a strip: measured, flat from 4 to 8 MB
 
 
 def fast(model, dtype=torch.float32):
-    """A network for inference on CPUs that shares ``model``'s weights (bar those it must repack) and equals it to rounding.
+    """A network for inference on CPUs that equals ``model`` to rounding and shares the weights that it need not repack.
 
     ``dtype``: ``torch.float32``, or ``torch.bfloat16`` for what lies between the first and the last convolution; these
     two and the global residual stay float32, because a bfloat16 output costs quality. Give float32 images in either
-    case. The copy is a snapshot: later changes of ``model``'s weights may not reach it.
+    case. The result is a snapshot of the weights. A network without a block known here is returned as it is.
     """
-    shared = {} if dtype != torch.float32 else {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    quick = copy.deepcopy(model, shared).eval().requires_grad_(False) if shared == {} else copy.deepcopy(model, shared).eval()
+    if not any(type(module) in STRIPS for module in model.modules()):
+        return model
+    if isinstance(model, GUNet):
+        model = fold_batchnorm(model)
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]} if dtype == torch.float32 else {}
+    quick = copy.deepcopy(model, shared).eval()
     if dtype != torch.float32:
         ends = quick.embed, quick.output
-        quick.embed = quick.output = nn.Identity()
+        quick.embed = quick.output = None
         quick.to(dtype)
-        quick.embed, quick.output = (Cast(ends[0], torch.float32, dtype), Cast(ends[1], torch.float32, torch.float32))
+        quick.embed, quick.output = Cast(ends[0], dtype), Cast(ends[1], torch.float32)
     _swap(quick)
     return quick
 
@@ -49,14 +55,14 @@ def _swap(module):
 
 
 class Cast(nn.Module):
-    """``inner`` run in one dtype, its result handed on in another."""
+    """``inner`` run in float32, its result handed on in ``outside``."""
 
-    def __init__(self, inner, inside, outside):
+    def __init__(self, inner, outside):
         super().__init__()
-        self.inner, self.inside, self.outside = inner, inside, outside
+        self.inner, self.outside = inner, outside
 
     def forward(self, x):
-        return self.inner(x.to(self.inside)).to(self.outside)
+        return self.inner(x.float()).to(self.outside)
 
 
 class StripTransformer(nn.Module):
@@ -77,11 +83,9 @@ class StripTransformer(nn.Module):
         hidden = ffn.project_out.weight.shape[1]
         self.hidden = -(-hidden // 16) * 16
         pad = self.hidden - hidden
-        gate, value = _matrix(ffn.project_in).chunk(2, dim=1)
-        self.to_hidden = torch.cat([F.pad(gate, (0, pad)), F.pad(value, (0, pad))], dim=1)
-        gate, value = ffn.depthwise.weight.detach().chunk(2)
-        grow = (0, 0) * 3 + (0, pad)
-        self.hidden_depthwise = torch.cat([F.pad(gate, grow), F.pad(value, grow)])
+        self.to_gate, self.to_value = (F.pad(half, (0, pad)).contiguous() for half in _matrix(ffn.project_in).chunk(2, dim=1))
+        self.gate_depthwise, self.value_depthwise = (F.pad(half, (0, 0) * 3 + (0, pad))
+                                                     for half in ffn.depthwise.weight.detach().chunk(2))
         self.from_hidden = F.pad(_matrix(ffn.project_out), (0, 0, 0, pad))
 
     def forward(self, x):
@@ -106,7 +110,7 @@ class StripTransformer(nn.Module):
         for i, strip in enumerate(strips, 1):
             torch.mm(self._normed(strip, self.norm1), self.to_qk, out=window.room(len(strip)))
             qk = window.advance(last=i == len(strips))
-            squares += (qk * qk).sum(0)
+            squares += (qk * qk).sum(0)      # many times as fast as torch.linalg.vector_norm down the columns
             for head in range(self.heads):
                 first = head * per_head
                 gram[head] += qk[:, first:first + per_head].t() @ qk[:, c + first:c + first + per_head]
@@ -119,7 +123,8 @@ class StripTransformer(nn.Module):
         """Write the block's output into ``result``, given the matrix of :meth:`_attention`."""
         rows, strips = self._strips(image)
         v_window = RollingDepthwise(self.v_depthwise, image, rows)
-        window = RollingDepthwise(self.hidden_depthwise, image, rows + 1)
+        gate_window = RollingDepthwise(self.gate_depthwise, image, rows + 1, depthwise_gelu())
+        value_window = RollingDepthwise(self.value_depthwise, image, rows + 1)
         flat, flat_result = image.view(-1, self.channels), result.view(-1, self.channels)
         attended = done = 0                  # pixels that the attention, and the feed-forward, have finished
         waiting = flat[:0]
@@ -129,10 +134,11 @@ class StripTransformer(nn.Module):
             v = v_window.advance(last)
             y = torch.addmm(flat[attended:attended + len(v)], v, attention)
             attended += len(v)
-            torch.mm(self._normed(y, self.norm2), self.to_hidden, out=window.room(len(y) // image.shape[1]))
-            gate, value = window.advance(last).chunk(2, dim=1)
+            normed, finished = self._normed(y, self.norm2), len(y) // image.shape[1]
+            torch.mm(normed, self.to_gate, out=gate_window.room(finished))
+            torch.mm(normed, self.to_value, out=value_window.room(finished))
+            gated = value_window.advance(last).mul_(gate_window.advance(last))
             waiting = torch.cat([waiting, y])
-            gated = F.gelu(gate).mul_(value)
             torch.addmm(waiting[:len(gated)], gated, self.from_hidden, out=flat_result[done:done + len(gated)])
             waiting = waiting[len(gated):]
             done += len(gated)
@@ -141,37 +147,114 @@ class StripTransformer(nn.Module):
         return F.layer_norm(rows, (self.channels,), *norm, 1e-5).view(-1, self.channels)
 
 
+class StripGated(nn.Module):
+    """:class:`restore.models.gunet.GatedBlock`, its normalisation folded, in strips of rows."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.to_value, self.value_bias = _matrix(block.value), block.value.bias.detach()
+        self.to_gate, self.gate_bias = _matrix(block.gate), block.gate.bias.detach()
+        self.depthwise, self.depthwise_bias = block.depthwise.weight.detach(), block.depthwise.bias.detach()
+        self.project, self.project_bias = _matrix(block.project), block.project.bias.detach()
+        self.channels = len(self.project_bias)
+
+    def forward(self, x):
+        pixels = x.permute(0, 2, 3, 1).contiguous()
+        out = torch.empty_like(pixels)
+        for image, result in zip(pixels, out):
+            self._gate(image, result)
+        return out.permute(0, 3, 1, 2)
+
+    def _gate(self, image, result):
+        height, width, channels = image.shape
+        rows = max(4, STRIP_BYTES // (channels * width * image.element_size()))
+        strips = image.split(rows)
+        window = RollingDepthwise(self.depthwise, image, rows, functools.partial(_depthwise, bias=self.depthwise_bias),
+                                  reflect=True)
+        flat, flat_result = image.view(-1, channels), result.view(-1, channels)
+        done = 0
+        for i, strip in enumerate(strips, 1):
+            wide = torch.cat([strip[:, 1:3].flip(1), strip, strip[:, -3:-1].flip(1)], dim=1)
+            torch.addmm(self.value_bias, wide.view(-1, channels), self.to_value, out=window.room(len(strip)))
+            mixed = window.advance(last=i == len(strips))
+            x = flat[done:done + len(mixed)]
+            mixed.mul_(torch.addmm(self.gate_bias, x, self.to_gate).sigmoid_())
+            torch.addmm(x + self.project_bias, mixed, self.project, out=flat_result[done:done + len(mixed)])
+            done += len(mixed)
+
+
 class RollingDepthwise:
-    """A depthwise 3x3 convolution, zero beyond the image, over rows that arrive from top to bottom.
+    """A depthwise convolution over rows that arrive from top to bottom.
 
     ``room(n)`` is where the next n rows are to be written, as a matrix (n * width, channels); ``advance(last)`` convolves
-    what has arrived and returns the finished rows in the same form: one row late, until the last.
+    what has arrived and returns the finished rows in the same form: as many rows late as the kernel reaches down,
+    until the last. Beyond the image there is zero, or with ``reflect`` its mirror image; then the rows that are
+    written must bring their mirrored columns. ``rows`` is the most that one step brings.
     """
 
-    def __init__(self, weight, image, rows):
-        self.weight = weight
-        self.width, self.channels = image.shape[1], len(weight)
-        self.buffer = image.new_empty(rows + 3, self.width, self.channels)
-        self.buffer[0] = 0
-        self.held, self.filled = 1, 1
+    def __init__(self, weight, image, rows, convolve=None, reflect=False):
+        self.weight, self.convolve, self.reflect = weight, convolve or _depthwise, reflect
+        self.reach = weight.shape[-1] // 2
+        self.channels = len(weight)
+        width = image.shape[1] + (2 * self.reach if reflect else 0)
+        self.buffer = image.new_empty(rows + 3 * self.reach, width, self.channels)
+        self.held, self.filled = self.reach, 0
+        if not reflect:
+            self.buffer[:self.reach] = 0
 
     def room(self, rows):
         self.filled = self.held + rows
         return self.buffer[self.held:self.filled].view(-1, self.channels)
 
     def advance(self, last):
+        reach, buffer = self.reach, self.buffer
+        if self.reflect and self.held == reach:
+            buffer[:reach] = buffer[reach + 1:2 * reach + 1].flip(0)
         if last:
-            self.buffer[self.filled] = 0
-            self.filled += 1
-        rows = self.buffer[:self.filled][None].permute(0, 3, 1, 2)    # in this order PyTorch sees channels-last
-        out = F.conv2d(rows, self.weight, padding=(0, 1), groups=self.channels)
+            buffer[self.filled:self.filled + reach] = \
+                buffer[self.filled - reach - 1:self.filled - 1].flip(0) if self.reflect else 0
+            self.filled += reach
+        rows = buffer[:self.filled][None].permute(0, 3, 1, 2)    # in this order PyTorch sees channels-last
+        out = self.convolve(rows, self.weight, 0 if self.reflect else reach)
         if not last:
-            self.buffer[:2] = self.buffer[self.filled - 2:self.filled]
-            self.held = 2
+            self.held = 2 * reach
+            buffer[:self.held] = buffer[self.filled - self.held:self.filled].clone()     # the two may overlap
         return out.permute(0, 2, 3, 1).reshape(-1, self.channels)
 
 
-STRIPS = {TransformerBlock: StripTransformer}
+def _depthwise(rows, weight, padding, bias=None):
+    """Pads columns, never rows."""
+    return F.conv2d(rows, weight, bias, padding=(0, padding), groups=len(weight))
+
+
+def _depthwise_then_gelu(rows, weight, padding):
+    return F.gelu(_depthwise(rows, weight, padding))
+
+
+def _fused_depthwise_gelu(rows, weight, padding):
+    return torch.ops.mkldnn._convolution_pointwise(rows, weight, None, [0, padding], [1, 1], [1, 1], len(weight),
+                                                   "gelu", [], "none")
+
+
+@functools.cache
+def depthwise_gelu():
+    """A depthwise convolution that ends in GELU: one pass in oneDNN where this PyTorch can, else two.
+
+    The operator is one of those that ``torch.compile`` emits and no public function reaches, so it is tried before it is
+    trusted. It takes a fifth off the feed-forward's gate.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 16, 3, 4, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(16, 1, 3, 3, generator=generator)
+    try:
+        if torch.allclose(_fused_depthwise_gelu(rows, weight, 1), _depthwise_then_gelu(rows, weight, 1), atol=1e-4):
+            return _fused_depthwise_gelu
+    except (AttributeError, RuntimeError, TypeError):        # no oneDNN, or another signature
+        pass
+    return _depthwise_then_gelu
+
+
+STRIPS = {TransformerBlock: StripTransformer, GatedBlock: StripGated}
 
 
 def _norm(norm):
