@@ -96,7 +96,7 @@ class StripTransformer(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _strips(self, image):
-        height, width, _ = image.shape
+        width = image.shape[1]
         rows = max(4, STRIP_BYTES // (2 * self.hidden * width * image.element_size()))
         return rows, image.split(rows)
 
@@ -166,7 +166,7 @@ class StripGated(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _gate(self, image, result):
-        height, width, channels = image.shape
+        _, width, channels = image.shape
         rows = max(4, STRIP_BYTES // (channels * width * image.element_size()))
         strips = image.split(rows)
         window = RollingDepthwise(self.depthwise, image, rows, functools.partial(_depthwise, bias=self.depthwise_bias),

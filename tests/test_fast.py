@@ -8,11 +8,11 @@ from restore.fast import fast
 from restore.models import create_model
 
 NETWORKS = {
-    "dynet": dict(width=16),
-    "promptir": dict(width=16, blocks=(1, 2, 1, 1), refinement=1),
-    "gunet_t": dict(),
+    "dynet": {"width": 16},
+    "promptir": {"width": 16, "blocks": (1, 2, 1, 1), "refinement": 1},
+    "gunet_t": {},
 }
-SIZES = [(1, 3, 1, 1), (2, 3, 37, 50), (1, 3, 8, 200), (1, 3, 130, 66)]
+SIZES = [(1, 3, 1, 1), (2, 3, 37, 20), (1, 3, 8, 100), (1, 3, 66, 34)]
 
 
 @pytest.fixture(autouse=True)
