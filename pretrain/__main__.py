@@ -25,11 +25,11 @@ def main(argv=None):
     return guarded("pretrain", _train, argv)
 
 
-def _parse(argv, prog):
+def _parse(argv, prog, extra=()):
     from restore.recipe import parse_command
 
     from .recipe import Recipe
-    return parse_command(Recipe, prog, __doc__, argv)
+    return parse_command(Recipe, prog, __doc__, argv, extra)
 
 
 def _train(argv):
@@ -40,9 +40,10 @@ def _train(argv):
 
 
 def _plan(argv):
-    recipe, _ = _parse(argv, "python -m pretrain plan")
+    recipe, options = _parse(argv, "python -m pretrain plan",
+                             [(["--timed"], {"type": int, "help": "steps of each depth to time for the hours (2); 0 for none"})])
     from .plan import plan
-    print(plan(recipe))
+    print(plan(recipe, 2 if options["timed"] is None else options["timed"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""What a pre-training run will cost, before it runs: images, steps, parameters, MACs by strategy, memory, hours.
+
+The paper says that alternating between two depths takes half of the GPU hours of training each by itself. That compares N
+alternating steps with N steps for each; but alternating gives each depth N/2 updates only. The table shows that comparison and
+the other one, in which the separate networks get as many samples as each depth saw.
+"""
+
+import contextlib
+
+import torch
+
+from restore import branches as branching
+from restore.depth import count_macs, count_parameters, format_depth, parse_depth
+from restore.memory import keep_freed_memory
+from restore.models import create_model
+
+from .bench import step_seconds
+from .run import build_data, build_model
+
+
+def plan(recipe, timed=2):
+    """The plan as text; ``timed`` training steps of each depth are run on this device to tell the hours (0: none)."""
+    keep_freed_memory()
+    model = build_model(recipe)
+    trained = branching.depth_names(model, recipe.branches)
+    corpus, pairs = build_data(recipe)
+    side, samples = recipe.data.crop, recipe.steps * recipe.batch_size
+    count = "unknown (a stream)" if corpus.count is None else f"{corpus.count:,}"
+    passes = "" if corpus.count is None else f", {samples / corpus.count:,.1f} passes over the images"
+    lines = [f"images       {count} of {recipe.data.source}, and {len(pairs)} validation pairs",
+             f"samples      {recipe.steps:,} steps x {recipe.batch_size} of {side}x{side} = {samples:,}{passes}",
+             f"network      {model.name}, {count_parameters(model):,} parameters",
+             f"strategy     {recipe.branches.strategy}" + (", distilled" if recipe.branches.distill else ""),
+             *_memory(recipe, model, trained), ""]
+    names = list(model.depths) or [None]
+    if recipe.branches.strategy.startswith("single:"):
+        names = list(dict.fromkeys([*names, *trained]))
+    cost = {name: 3 * count_macs(model, side, side, parse_depth(name)) for name in names}
+    names = sorted(names, key=cost.get)
+    seconds, note = _timed(recipe, model, names, timed) if timed else ({}, "")
+    lines += ["depth           repeats      GMACs a sample" + ("   seconds a step" if seconds else "")]
+    for name in names:
+        repeats = format_depth(model.repeats(parse_depth(name))) or "fixed"
+        lines.append(f"{name or 'only':14}  {repeats:11}  {cost[name] / 1e9:14.2f}" + (f"  {seconds[name]:15.3f}" if seconds else ""))
+    lines += ["  (forward and backward: three times the forward pass)", *([note] if note else [])]
+    if len(names) > 1:
+        lines += ["", *_strategies(recipe, names, cost, seconds)]
+    elif seconds:
+        lines += ["", f"hours        {recipe.steps * seconds[names[0]] / 3600:.2f}"]
+    return "\n".join(lines)
+
+
+def _strategies(recipe, names, cost, seconds):
+    """The table: each strategy against training every depth by itself."""
+    steps, batch = recipe.steps, recipe.batch_size
+    chance = recipe.branches.probability or dict.fromkeys(names, 1.0)
+    chance = {name: chance.get(name, 0.0) / sum(chance.values()) for name in names}
+    middle = names[1:-1]
+    sandwich = {name: 1.0 if name in (names[0], names[-1]) else 1 / len(middle) for name in names}
+    rows = [("alternate", chance), ("per_sample", chance), ("sandwich", sandwich), ("largest_only", {names[-1]: 1.0})]
+    if recipe.branches.strategy.startswith("single:"):
+        rows.append((recipe.branches.strategy, {recipe.branches.strategy.partition(":")[2]: 1.0}))
+    every = sum(cost[name] for name in names)
+    width = 14
+    head = f"{'':22}{'GMACs':>10}  {'samples seen by each depth':<{(width + 2) * len(names)}}{'PMACs':>10}  {'of separate training, with':<30}"
+    hours = sum(seconds.values()) * steps / 3600 if seconds else None
+    lines = [f"{head}{'hours' if seconds else ''}".rstrip(),
+             f"{'':22}{'a step':>10}  " + "".join(f"{name:<{width + 2}}" for name in names)
+             + f"{'the run':>10}  {'equal steps':>13}  {'equal samples':>13}",
+             _row("separately, each", every * batch, dict.fromkeys(names, 1.0), names, steps, batch, width, every * batch * steps, 1, 1, hours)]
+    for label, share in rows:
+        step = sum(cost[name] * share.get(name, 0.0) for name in names) * batch
+        equal = sum(cost[name] * share.get(name, 0.0) for name in names)
+        hours = sum(seconds[name] * share.get(name, 0.0) for name in names) * steps / 3600 if seconds else None
+        chosen = label == recipe.branches.strategy
+        lines.append(_row(("* " if chosen else "  ") + label, step, share, names, steps, batch, width, step * steps,
+                          step / (every * batch), step / (equal * batch), hours))
+    return [*lines,
+            "  equal steps: against one network a depth with as many steps each (the paper's count); depths that the strategy "
+            "does not train are missed.",
+            "  equal samples: against one network a depth that sees as many samples as that depth does here. No strategy saves "
+            "arithmetic then;",
+            "  what sharing saves is parameters, and what it may save in samples is for an experiment to show."]
+
+
+def _row(label, step, share, names, steps, batch, width, total, equal_steps, equal_samples, hours):
+    seen = "".join(f"{round(share.get(name, 0.0) * steps * batch):<{width + 2},}" for name in names)
+    return f"{label:22}{step / 1e9:10,.1f}  {seen}{total / 1e15:10,.3f}  {equal_steps:13.0%}  {equal_samples:13.0%}  " \
+        + ("" if hours is None else f"{hours:8.2f}")
+
+
+def _timed(recipe, model, names, steps):
+    """``({depth: seconds of a step on this device}, note)``; on a CPU a small batch is timed and scaled up."""
+    device = torch.device("cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu")
+    micro = max(recipe.batch_size // recipe.accumulate, 1)
+    batch = micro if device.type == "cuda" else min(micro, 2)
+    seconds = {}
+    for name in names:
+        fresh = create_model(model.name, **model.config)
+        taken, peak = step_seconds(fresh, parse_depth(name), batch, recipe.data.crop, device, steps, recipe.precision,
+                                   recipe.channels_last, recipe.compile)
+        seconds[name] = taken * recipe.batch_size / batch
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {torch.get_num_threads()} threads"
+    scaled = f", timed with {batch} samples and scaled to {recipe.batch_size}" if batch != recipe.batch_size else ""
+    return seconds, f"  (one device: {where}, {recipe.precision}{scaled}; data, validation and checkpoints not counted" \
+        + (f"; peak {peak / 1e9:.1f} GB)" if peak else ")")
+
+
+def _memory(recipe, model, names):
+    """Lines on memory: what the weights need, and what the deepest pass keeps for its backward, counted on one sample."""
+    deepest = max(names, key=lambda name: count_macs(model, 64, 64, parse_depth(name)))
+    micro = max(recipe.batch_size // recipe.accumulate, 1)
+    kept = saved_bytes(model, parse_depth(deepest), recipe.data.crop, recipe.precision) * micro
+    copies = 4 + bool(recipe.ema)                   # weights, gradients, two moments of Adam, their average
+    weights = 4 * copies * count_parameters(model)
+    disk = 4 * (copies - 1) * count_parameters(model) * (recipe.keep_checkpoints + 1)
+    return [f"memory       about {(weights + kept) / 1e9:.2f} GB on one device: {weights / 1e9:.2f} for weights, gradients and optimizer, "
+            f"{kept / 1e9:.2f} kept for the backward pass of {micro} samples",
+            f"disk         {disk / 1e9:.2f} GB for {recipe.keep_checkpoints} checkpoints and the one being written"]
+
+
+def saved_bytes(model, depth, side, precision="fp32"):
+    """Bytes that a forward pass of one ``side`` x ``side`` sample keeps for its backward pass, the weights not counted."""
+    known = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return tensor
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), \
+            torch.autocast("cpu", half) if half else contextlib.nullcontext():
+        model(torch.rand(1, 3, side, side), depth)
+    return sum(storage.nbytes() for storage in kept.values())
