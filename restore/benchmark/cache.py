@@ -14,8 +14,8 @@ from ..files import write_bytes
 
 _PACKAGE = Path(__file__).parents[1]
 # The source files that decide a score, restored images included.
-_SOURCES = ("metrics.py", "image.py", "depth.py", "models/*.py", "benchmark/inputs.py", "benchmark/protocol.py",
-            "benchmark/competitors.py", "benchmark/noreference.py", "benchmark/piqe.py", "benchmark/fade.py",
+_SOURCES = ("metrics.py", "image.py", "depth.py", "models/*.py", "restorer.py", "tiling.py", "fast.py", "benchmark/inputs.py", "benchmark/protocol.py",
+            "benchmark/competitors.py", "benchmark/classical.py", "benchmark/noreference.py", "benchmark/piqe.py", "benchmark/fade.py",
             "benchmark/gallery.py", "benchmark/data/fade.json")
 
 

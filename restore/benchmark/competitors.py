@@ -26,6 +26,7 @@ class Competitor:
     kind = ""
     depth = None
     parameters = None
+    note = ""                                 # what a reader must know of its numbers
     runs = True                               # False where outputs are only read
 
     def __init__(self, name, key, source):
@@ -54,32 +55,33 @@ class Competitor:
 
 
 class Network(Competitor):
-    """A network of ours at one depth, in float32."""
+    """A network of ours at one depth, in float32, whole images: tiles only where memory runs out, and then it is said."""
 
     kind = "network"
 
     def __init__(self, name, model, source, depth, device):
         from ..depth import count_parameters, format_depth
-        repeats = model.repeats(depth)
-        super().__init__(name, _hash(_model_hash(model), repr(repeats), _device_name(device)), source)
-        self.model, self.device, self.repeats = model.to(device).eval(), device, repeats or None
+        from ..restorer import Restorer
+        self.restorer = Restorer(model, depth, device, memory="unlimited")
+        self.model, self.device, repeats = self.restorer.model, self.restorer.device, self.restorer.depth
+        super().__init__(name, _hash(_model_hash(model), repr(repeats), _device_name(self.device)), source)
         self.depth = format_depth(depth if depth is not None else model.default_depth)
         self.parameters = count_parameters(model)
 
     def restore(self, image, entry):
-        import torch
-        x = torch.from_numpy(image.degraded).to(self.device).permute(2, 0, 1)[None].float().div_(255)
-        with torch.inference_mode():
-            _synchronise(self.device)
-            start = time.perf_counter()
-            y = self.model(x, self.repeats) if self.repeats else self.model(x)
-            _synchronise(self.device)
-            seconds = time.perf_counter() - start
-        return y[0].float().permute(1, 2, 0).cpu().numpy(), seconds
+        pixels = _tensor(image, self.device)
+        _synchronise(self.device)
+        start = time.perf_counter()
+        restored = self.restorer.restore(pixels)
+        _synchronise(self.device)
+        seconds = time.perf_counter() - start
+        if self.restorer.count_tiles(*pixels.shape[1:]) > 1:
+            self.note = "run in tiles on some images, since memory ran out: its numbers differ slightly from the whole's"
+        return restored.permute(1, 2, 0).cpu().numpy(), seconds
 
     def macs(self, height, width):
         from ..depth import count_macs
-        return count_macs(self.model, height, width, self.repeats)
+        return count_macs(self.model, height, width, self.restorer.depth)
 
 
 class Spandrel(Competitor):
@@ -94,7 +96,7 @@ class Spandrel(Competitor):
 
     def restore(self, image, entry):
         import torch
-        x = torch.from_numpy(image.degraded).to(self.device).permute(2, 0, 1)[None].float().div_(255)
+        x = _tensor(image, self.device)[None]
         with torch.inference_mode():
             _synchronise(self.device)
             start = time.perf_counter()
@@ -306,6 +308,12 @@ def _function(name, path, function):
     if not callable(getattr(module, function, None)):
         raise RestoreError(f"{path}: has no function {function!r}")
     return Function(name or function, path, getattr(module, function))
+
+
+def _tensor(image, device):
+    """The degraded image as float32 ``(3, h, w)`` in [0, 1] on the device."""
+    import torch
+    return torch.from_numpy(image.degraded).to(device).permute(2, 0, 1).float().div_(255)
 
 
 def _synchronise(device):

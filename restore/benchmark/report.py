@@ -10,6 +10,11 @@ from ..files import write_bytes
 from . import curves, tables
 from .gallery import difference_map
 
+STYLE = """.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; align-items: start; }
+.pair img { width: 100%; display: block; border-radius: 4px; }
+details { margin: .4rem 0; } summary { cursor: pointer; }
+td .note { white-space: nowrap; }
+"""
 PER_IMAGE_LIMIT = 3000                        # rows of the per-image table in the page; the CSV has all
 
 
@@ -76,6 +81,7 @@ def html_page(results, summary, drawn):
     if summary["pairs"]:
         body += [page.heading("Two models on the same images"), _pairs(summary), _scatters(results, summary)]
     body += _galleries(results, summary)
+    body += [page.paragraph(f"{m['name']}: {m['note']}.", "warn") for m in summary["models"] if m["note"]]
     if summary["failed"]:
         body += [page.heading("Failed"), page.tag("ul", [page.tag("li", line) for line in summary["failed"]])]
     body += [page.heading("Every image"), _images(results, summary), page.heading("How it was computed"),
@@ -83,7 +89,7 @@ def html_page(results, summary, drawn):
              page.tag("details", [page.tag("summary", "Settings and protocol in full"),
                                   page.tag("pre", json.dumps({"settings": summary["settings"], "protocol": summary["protocol"]},
                                                              indent=1))])]
-    return page.document(f"{summary['title']}: {summary['suite']}", body)
+    return page.document(f"{summary['title']} ({summary['suite']})", body, style=STYLE)
 
 
 def _sets(summary):
@@ -133,17 +139,25 @@ def _over(value, unit):
 
 
 def _published(summary):
-    names = [m["name"] for m in summary["models"]]
-    titles = {e["key"]: e["title"] for e in summary["entries"]} | {"mean": "mean"}
-    rows = []
-    for row in summary["published"]:
-        for key, value in [*row["values"].items(), *([("mean", row["mean"])] if row["mean"] else [])]:
-            rows.append([row["model"], titles[key], page.number(value["value"]), row["mark"], row["source"] or "-",
-                         *(page.number(value["differences"].get(n), "+.2f", missing="n/c" if value["why_not"] else "-")
-                           for n in names), value["why_not"]])
-    return [page.table(["model", "set", "published PSNR", "mark", "source", *(f"{n} minus published" for n in names),
-                        "not comparable"], rows),
-            page.paragraph("S: primary source. M: measured. 2: quoted by a third party. n/c: not comparable.", "note")]
+    """Every published number with its mark and, below it where it may be compared, each model's difference from it."""
+    titles = tables.published_titles(summary)
+    rows = [[row["model"], row["source"] or "-", *(_published_cell(row, key, len(summary["models"]) > 1) for key in titles),
+             row["note"]] for row in summary["published"]]
+    reasons = tables.not_comparable(summary)
+    return [page.table(["published", "source", *titles.values(), "note"], rows),
+            page.paragraph("(S) primary source, (M) measured, (2) quoted by a third party; below it what the models here have "
+                           "more, under the same protocol on the complete set." + (
+                               f" {tables.NOT_COMPARABLE}, not comparable: {'; '.join(reasons)}." if reasons else ""), "note")]
+
+
+def _published_cell(row, key, named):
+    value = tables.published_value(row, key)
+    if value is None:
+        return page.Cell("-", "", "number")
+    lines = [page.tag("span", f"{name + ' ' if named else ''}{difference:+.2f}", class_="note")
+             for name, difference in value["differences"].items()]
+    text = page.Html("<br>".join([page.markup(tables.published_cell(row, key)), *lines]))
+    return page.Cell(text, repr(value["value"]), "number")
 
 
 def _pairs(summary):
@@ -173,6 +187,8 @@ def _galleries(results, summary):
     titles = {e["key"]: tables.entry_title(e) for e in summary["entries"]}
     parts = []
     for (model, entry), gallery in results.galleries.items():
+        if all(crop.gain == 0 for crop in [*gallery.best, *gallery.worst]):         # the input itself
+            continue
         for title, crops in (("gained most over the input", gallery.best), ("gained least, or lost", gallery.worst)):
             if crops:
                 name = "photos" if crops[0].clean is None else f"crops that {title}"
@@ -192,8 +208,7 @@ def _crop(crop):
     caption = crop.name if crop.gain is None else f"{crop.name}, {crop.gain:+.2f} dB, at {crop.box[1]}, {crop.box[0]}"
     form = {"format": "webp", "quality": 90}
     both = page.tag("div", [page.slider(crop.degraded, crop.restored, ("input", "output"), **form),
-                            page.image(difference_map(crop.restored, reference), "difference", **form)],
-                    style="display: grid; grid-template-columns: 1fr 1fr; gap: 4px;")
+                            page.image(difference_map(crop.restored, reference), "difference", **form)], class_="pair")
     return page.figure(both, caption)
 
 

@@ -76,7 +76,7 @@ def _model(competitor, rows_of, results):
             "milliseconds": median(times) if times else None}
     full = len(entries) == len(rows_of)
     return {"name": competitor.name, "kind": competitor.kind, "source": competitor.source, "key": competitor.key,
-            "depth": competitor.depth, "parameters": competitor.parameters,
+            "depth": competitor.depth, "note": competitor.note, "parameters": competitor.parameters,
             "memory_mib": results.memory.get(competitor.name), "entries": entries,
             "mean": {m: statistics.mean_of_entries([([row[m] for row in rows], whole[key].entry.set.key)
                                                     for key, rows in rows_of.items()]) if full and entries else None

@@ -42,10 +42,19 @@ def markdown(summary):
         parts += ["## Against published numbers", _published(summary)]
     if summary["pairs"]:
         parts += ["## Pairwise, on the same images", _pairs(summary)]
-    if summary["failed"]:
-        parts += ["## Failed", "\n".join(f"- {line}" for line in summary["failed"])]
-    parts.append(footer(summary))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_failed(summary), footer(summary)]) + "\n"
+
+
+def terminal(summary):
+    """What a run prints: sets, results, failures and cost; the rest is in the report."""
+    return "\n\n".join([f"Protocol: {summary['protocol_text']}.", _sets(summary), _results(summary), *_failed(summary),
+                        cost_line(summary)])
+
+
+def _failed(summary):
+    notes = [f"- {m['name']}: {m['note']}" for m in summary["models"] if m["note"]]
+    failed = [f"- {line}" for line in summary["failed"]]
+    return (["## Notes", "\n".join(notes)] if notes else []) + (["## Failed", "\n".join(failed)] if failed else [])
 
 
 def entry_title(entry):
@@ -95,9 +104,8 @@ def cost_line(summary):
     clock = summary["clock"]
     if not clock["network_wall"]:
         return "Every result came from the cache."
-    share = 100 * clock["own"] / clock["network"] if clock["network"] else float("nan")
-    return (f"Decoding, noise, scores and crops took {clock['own']:.1f} s of CPU, the models {clock['network']:.1f} s: "
-            f"{share:.1f} % on top.")
+    text = f"Decoding, noise, scores and crops took {clock['own']:.1f} s of CPU, the models {clock['network']:.1f} s"
+    return f"{text}: {100 * clock['own'] / clock['network']:.1f} % on top." if clock["network"] > clock["own"] else f"{text}."
 
 
 def _sets(summary):
@@ -148,20 +156,53 @@ def _intervals(summary):
 
 
 def _published(summary):
-    """Every published number and, where the protocol and the set are the same, each model's difference from it."""
-    names = [m["name"] for m in summary["models"]]
-    rows = []
+    """Every published number with its mark; then, where protocol and set are the same, each model's difference from it."""
+    titles = published_titles(summary)
+    rows = [[row["model"], row["source"] or "-", *(published_cell(row, key) for key in titles), row["note"]]
+            for row in summary["published"]]
+    text = table(["published", "source", *titles.values(), "note"], rows)
+    reasons = not_comparable(summary)
+    if reasons:
+        text += f"\n\n{NOT_COMPARABLE}, not comparable: {'; '.join(reasons)}."
+    differences = [[m["name"], row["model"], *("-" if (value := published_value(row, key)) is None
+                                              or m["name"] not in value["differences"]
+                                              else f"{value['differences'][m['name']]:+.2f} ({row['mark']})" for key in titles)]
+                   for m in summary["models"] for row in summary["published"]]
+    differences = [cells for cells in differences if set(cells[2:]) != {"-"}]
+    if differences:
+        text += "\n\nDifference in dB, under the same protocol on the complete set:\n\n" \
+            + table(["model", "minus published", *titles.values()], differences)
+    return ("PSNR in dB. (S) from the primary source, (M) measured, (2) quoted by a third party.\n\n" + text)
+
+
+def published_titles(summary):
+    """``{entry key or "mean": heading}`` of the columns for which numbers were published."""
+    keys = {key for row in summary["published"] for key in row["values"]}
+    titles = {e["key"]: entry_title(e) for e in summary["entries"] if e["key"] in keys}
+    return titles | ({"mean": "mean"} if any(row["mean"] for row in summary["published"]) else {})
+
+
+def published_value(row, key):
+    return row["mean"] if key == "mean" else row["values"].get(key)
+
+
+def published_cell(row, key):
+    """"31.44 (S)", with n/c where it may not be compared."""
+    value = published_value(row, key)
+    if value is None:
+        return "-"
+    return f"{value['value']:.2f} ({row['mark']}{', ' + NOT_COMPARABLE if value['why_not'] else ''})"
+
+
+def not_comparable(summary):
+    """Reasons, each once, with the columns that they concern."""
+    titles, found = published_titles(summary), {}
     for row in summary["published"]:
-        cells = [(key, value) for key, value in row["values"].items()] + ([("mean", row["mean"])] if row["mean"] else [])
-        for key, value in cells:
-            title = "mean" if key == "mean" else next(e["title"] for e in summary["entries"] if e["key"] == key)
-            rows.append([row["model"], title, f"{value['value']:.2f}", row["mark"], row["source"] or "-", *(
-                [f"{value['differences'][n]:+.2f}" if n in value["differences"] else "-" for n in names]
-                if not value["why_not"] else [NOT_COMPARABLE] * len(names)), value["why_not"]])
-    return ("PSNR in dB. Mark: S from the primary source, M measured, 2 quoted by a third party. "
-            f"{NOT_COMPARABLE}: not comparable.\n\n"
-            + table(["model", "set", "published", "mark", "source", *(f"{n} minus published" for n in names), "not comparable"],
-                    rows))
+        for key in titles:
+            value = published_value(row, key)
+            if value and value["why_not"]:
+                found.setdefault(value["why_not"], {})[titles[key].split(" (")[0]] = None
+    return [f"{', '.join(columns)}: {why}" for why, columns in found.items()]
 
 
 def _pairs(summary):

@@ -72,15 +72,15 @@ def run(args):
 
 
 def _bench(suite, located, args):
-    import torch
     from tqdm import tqdm
 
     from ..benchmark import competitors, report, run, summary, tables
     from ..benchmark.cache import Cache, default_folder
     from ..memory import keep_freed_memory
+    from ..restorer import choose_device
 
     keep_freed_memory()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = choose_device(args.device)
     models = args.model or ([] if args.restored else ["input"])
     present = [key for key, place in located.items() if place]
     rows = competitors.competitors(models, args.depth, args.restored, device, alone=len(present) == 1)
@@ -91,12 +91,12 @@ def _bench(suite, located, args):
             bar.set_description(text, refresh=False)
             bar.update()
         results = run.run(suite, located, rows, cache, args.first, args.crops, progress)
-    settings = {key: value for key, value in vars(args).items() if key != "check_dir"} | {"device": device}
+    settings = {key: value for key, value in vars(args).items() if key != "check_dir"} | {"device": str(device)}
     made = summary.summarise(results, settings)
     out = Path(args.output or f"bench-{suite.name}")
     report.write_report(results, made, out)
-    print(tables.markdown(made))
-    print(f"Report: {out / 'report.html'}")
+    print(tables.terminal(made))
+    print(f"\nReport: {out / 'report.html'}")
     return 0 if results.ok else 1
 
 
