@@ -67,12 +67,11 @@ def work_list(inputs, output=None):
     folder = None if output is None or to_file else Path(output)
     if folder is not None and folder.is_file():
         raise RestoreError(f"{output}: is a file, and {len(inputs)} inputs need a folder")
+    outputs = None if folder is None or _inside(named, folder) else folder.resolve()
     jobs = []
     for path, relative in expand(inputs):
-        if str(path.absolute()) not in named:
-            if path.stem.endswith(MARK) or (folder is not None and folder.resolve() in path.resolve().parents
-                                            and not _inside(named, folder)):
-                continue
+        if str(path.absolute()) not in named and (path.stem.endswith(MARK) or (outputs and outputs in path.resolve().parents)):
+            continue
         if to_file:
             target = Path(output)
         elif folder is not None:
