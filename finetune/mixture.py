@@ -1,9 +1,11 @@
 """The mixture: which images each task has, and sample k of it, a function of (seed, k) alone."""
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ class PairCorpus(Corpus):
     def read(self, index):
         pair = self.pairs[index]
         degraded, clean = read_rgb8(pair.degraded), read_rgb8(pair.clean)
+        clean = clean[pair.border:clean.shape[0] - pair.border, pair.border:clean.shape[1] - pair.border]
         if degraded.shape != clean.shape:
             raise ImageError(f"{pair.degraded}: {degraded.shape[0]}x{degraded.shape[1]}, but {pair.clean} "
                              f"{clean.shape[0]}x{clean.shape[1]}")
@@ -122,9 +125,9 @@ def _clean(label, kind, task, number):
 
 def open_clean(entry):
     """A folder of images or of a paired set's clean side; else shards or a dataset, as pre-training takes them."""
-    path = Path(entry)
-    if path.is_dir() and not any(next(path.rglob(f"*.{kind}"), None) for kind in ("tar", "parquet", "arrow")):
-        return Folder(path, [str(p.relative_to(path)) for p in find_clean(path)])
+    if Path(entry).is_dir():
+        with contextlib.suppress(RestoreError):     # no loose images: then shards
+            return Folder(entry, [os.path.relpath(path, entry) for path in find_clean(entry)])
     corpus = open_corpus(entry)
     if corpus.count is None:
         raise RestoreError(f"{entry}: a mixture needs clean images that can be counted, and a stream cannot")

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from restore.errors import ImageError, RestoreError
-from restore.image import read_rgb8
 from restore.validation import Pair
 
 from .degrade import degrade
-from .mixture import as_list, open_clean, open_pairs
+from .mixture import PairCorpus, as_list, open_clean, open_pairs
 
 
 def validation_pairs(recipe, sources):
@@ -56,7 +55,7 @@ def _spread(items, count):
 
 def _pairs_of(source, item, size):
     if not isinstance(item, tuple):
-        both = _centre(np.concatenate([read_rgb8(item.degraded), read_rgb8(item.clean)], axis=2), size)
+        both = _centre(PairCorpus("", [item]).read(0), size)
         return [Pair(item.name, source.label, both[:3], both[3:])]
     corpus, index = item
     name, clean = Path(corpus.raw(index)[0]).stem, _centre(corpus.read(index), size)

@@ -140,7 +140,7 @@ def order(seed, k, count, blocks=None):
 MIXED = 8
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)            # a mixture draws from several sets in turn
 def _permutation(seed, epoch, count, blocks):
     rng = np.random.default_rng([seed, epoch, 3])
     if blocks is None:

@@ -45,6 +45,9 @@ UNDERSTOOD = """The layouts understood are
   a manifest: .csv, .jsonl or .parquet with the columns degraded and clean, and task if wanted
 or give the two folders themselves."""
 
+RESIDE_BORDER = 10      # the clean images of RESIDE's indoor sets, as released, have so many pixels more on every side
+
+_WORDS = {**DEGRADED_NAMES, "real": "denoise"}      # in file names also PolyU's and CC's, ..._real.JPG beside ..._mean.JPG
 _FILLER = {"image", "images", "img", "imgs", "crop", "crops", "patches", "srgb", "rgb", "frames", "s"}
 _SPLITS = {"train": {"train", "training", "our"}, "test": {"test", "testing", "val", "valid", "validation", "eval"}}
 _TASK_HINTS = (("derain", r"(?<![a-z])(de)?rain"), ("dehaze", r"(?<![a-z])((de)?haz[ey]|sots|reside|fog)"),
@@ -58,12 +61,14 @@ class Pair:
     """One degraded image and its clean partner.
 
     ``name`` is the degraded file's path below its folder without suffix, preceded by the set's own path where
-    several sets were found together; unique within a :class:`PairedSet`.
+    several sets were found together; unique within a :class:`PairedSet`. ``border``: pixels to cut from each side of the clean
+    image, known once the sizes are.
     """
     name: str
     degraded: Path
     clean: Path
     task: str | None = None
+    border: int = 0
 
 
 @dataclasses.dataclass
@@ -201,12 +206,13 @@ def _walk(folder, root, above):
     elif here:
         marked = [(p, _marks(p.stem)) for p in here]
         left, right = ([(p.name, p) for p, marks in marked if marks == side] for side in ("degraded", "clean"))
-        if left and right:
-            sets.append(_pair(folder, left, folder, right, "both kinds in one folder"))
+        mixed = _pair(folder, left, folder, right, "both kinds in one folder") if left and right else None
+        if mixed and mixed.pairs:                   # else they are photos of snow and of clear lakes
+            sets.append(mixed)
     for found in sets:
         found.root = folder
         below = folder.relative_to(root)
-        found.split = _split_of(root.name, *below.parts)
+        found.split = _split_of(*below.parts)       # not of the root's own name: the user has chosen that folder
         found.task = found.task or _task_of(root.name, *below.parts)
         found.pairs = [dataclasses.replace(p, task=found.task) for p in found.pairs]
     return sets + [found for child in children for found in nested[child]]
@@ -258,7 +264,7 @@ def _tokens(stem):
 
 def _key(stem):
     """What is left of a name once the words for either side are gone: the same for ``rain-001`` and ``norain-001``."""
-    return tuple(t for t in _tokens(stem) if t not in DEGRADED_NAMES and t not in CLEAN_NAMES)
+    return tuple(t for t in _tokens(stem) if t not in _WORDS and t not in CLEAN_NAMES)
 
 
 def _marks(stem):
@@ -267,7 +273,7 @@ def _marks(stem):
     for word in (words[0], words[-1]) if words else ():
         if word in CLEAN_NAMES:
             return "clean"
-        if word in DEGRADED_NAMES and word != "data":
+        if word in _WORDS and word != "data":
             return "degraded"
     return None
 
@@ -300,7 +306,7 @@ def _pair(degraded_folder, degraded, clean_folder, clean, layout):
             used.add(match)
             found.pairs.append(Pair(relative, path, match))
     if layout == "both kinds in one folder" and found.task is None:
-        words = {DEGRADED_NAMES.get(t) for p in found.pairs for t in _tokens(p.degraded.stem)} - {None}
+        words = {_WORDS.get(t) for p in found.pairs for t in _tokens(p.degraded.stem)} - {None}
         found.task = words.pop() if len(words) == 1 else None
     found.extra = [path for _, path in clean if path not in used]
     return found
@@ -361,8 +367,15 @@ def _check_sizes(found):
             found.unreadable.append((path, str(error).removeprefix(f"{path}: ")))
     found.unreadable.sort()
     readable = [p for p in found.pairs if p.degraded in sizes and p.clean in sizes]
-    found.unequal = [(p, sizes[p.degraded], sizes[p.clean]) for p in readable if sizes[p.degraded] != sizes[p.clean]]
-    found.pairs = [p for p in readable if sizes[p.degraded] == sizes[p.clean]]
+    found.pairs = []
+    for pair in readable:
+        degraded, clean = sizes[pair.degraded], sizes[pair.clean]
+        if degraded == clean:
+            found.pairs.append(pair)
+        elif clean == tuple(side + 2 * RESIDE_BORDER for side in degraded):
+            found.pairs.append(dataclasses.replace(pair, border=RESIDE_BORDER))
+        else:
+            found.unequal.append((pair, degraded, clean))
 
 
 # -- manifests ---------------------------------------------------------------------------------------------------------

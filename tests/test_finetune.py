@@ -423,6 +423,15 @@ def test_epochs_of_the_three_task_recipe_count_repeats(sets):
     assert {s.label: s.task.repeat for s in sources} == {"denoise": 9, "derain": 120, "dehaze": 1}
 
 
+def test_reside_borders_are_cut_from_the_clean_image(tmp_path):
+    clean = picture(1, 60, 64)
+    write(tmp_path / "clear/1.png", clean)
+    write(tmp_path / "hazy/1_1.png", clean[10:-10, 10:-10] + OFFSET)
+    source, = find_sources(from_dict(Recipe, {"steps": 1, "tasks": {"dehaze": {"pairs": str(tmp_path)}}}))
+    both = source.corpus.read(0)
+    assert both.shape == (40, 44, 6) and np.array_equal(both[..., :3], both[..., 3:] + OFFSET)
+
+
 def test_clean_images_from_shards(sets, tmp_path):
     import tarfile
     (tmp_path / "shards").mkdir()

@@ -58,6 +58,8 @@ LAYOUTS = {
               {f"train/{scene}/blur/000001.png": f"train/{scene}/sharp/000001.png" for scene in ("A", "B")}),
     "GoPro turned round": ("deblur", [f"{side}/{scene}/000001.png" for scene in ("A", "B") for side in ("blur", "sharp")],
                            {f"blur/{scene}/000001.png": f"sharp/{scene}/000001.png" for scene in ("A", "B")}),
+    "PolyU's crops": ("denoise", ["CroppedImages/Canon5D_plug_11_mean.JPG", "CroppedImages/Canon5D_plug_11_real.JPG"],
+                      {"CroppedImages/Canon5D_plug_11_real.JPG": "CroppedImages/Canon5D_plug_11_mean.JPG"}),
     "SIDD": ("denoise", ["scene/GT_SRGB_010.PNG", "scene/NOISY_SRGB_010.PNG"],
              {"scene/NOISY_SRGB_010.PNG": "scene/GT_SRGB_010.PNG"}),
     "noisy and clean": ("denoise", ["clean/a b.JPG", "noisy/a b.JPG"], {"noisy/a b.JPG": "clean/a b.JPG"}),
@@ -97,8 +99,8 @@ def test_splits_are_kept_apart(tmp_path):
     assert [p.name for p in find_pairs(root, split="train").pairs] == ["2"]
     assert [p.name for p in find_pairs(root, split="test").pairs] == ["1"]
     assert len(find_pairs(root).pairs) == 2
-    # the folder that the user points at is not looked at for a split: it was chosen
-    assert [p.name for p in find_pairs(root / "eval15", split="test").pairs] == ["1"]
+    # the folder that the user points at was chosen, whatever its name
+    assert [p.name for p in find_pairs(root / "eval15", split="train").pairs] == ["1"]
 
 
 def test_folders_named_like_a_side_that_hold_whole_sets(tmp_path):
@@ -124,6 +126,20 @@ def test_what_is_wrong_is_named(tmp_path):
                   "hazy/4_2.png is 8x9 and", "GT/4.png 9x9"):
         assert words in report
     assert len(find_pairs(root, sizes=False).pairs) == 4           # headers are read only if wanted
+
+
+def test_indoor_reside_as_released(tmp_path):
+    """hazy 620x460 and clear 640x480: the clear image has a white border of ten pixels."""
+    plant(tmp_path, "hazy/1400_1.png", size=(62, 46))
+    plant(tmp_path, "clear/1400.png", size=(82, 66))
+    pair, = find_pairs(tmp_path).pairs
+    assert pair.border == 10
+
+
+def test_photos_that_only_sound_like_pairs(tmp_path):
+    root = plant(tmp_path, "rain_forest.jpg", "clear_lake.jpg", "sea.jpg")
+    assert find_sets(root) == []
+    assert len(find_clean(root)) == 3
 
 
 def test_an_ambiguous_partner_is_no_partner(tmp_path):
