@@ -30,23 +30,23 @@ _CHUNK = 64                                # images that a worker compares with 
 def join(store, recipe):
     """Write the ``join`` table; returns a line that says what was found. Nothing is done when nothing has changed."""
     measured = store.require("measure")
-    references = _references(recipe.join.benchmarks)
+    tests = references(recipe.join.benchmarks)
     key = hashlib.sha256(json.dumps([VERSION, measured["parts"], measured["key"], recipe.join.near_distance,
-                                     recipe.join.mirrored, references]).encode()).hexdigest()[:12]
+                                     recipe.join.mirrored, tests]).encode()).hexdigest()[:12]
     known = store.manifest("join")
     if known is not None and known["key"] == key:
         return _summary(known)
     if not 0 <= recipe.join.near_distance <= 47:
         raise RestoreError(f"join.near_distance: expected 0..47, got {recipe.join.near_distance}")
     store.begin("join")
-    shown = _contamination(store, recipe, references) if references else None
+    shown = _contamination(store, recipe, tests) if tests else None
     table = store.read("measure", _COLUMNS)
     best, place, how = group(table, recipe.join.near_distance, recipe.join.mirrored)
     result = _table(store, table["id"], best, place, how, shown)
     store.write_part("join", "join.parquet", result)
     counts = {"groups": int(((place == 0) & (best >= 0)).sum()), "exact": int((how[:, 1] < 0).sum()),
               "near": int((how[:, 0] >= 0).sum() - (how[:, 1] < 0).sum()), "contaminated": result.num_rows - result["contaminated_by"].null_count,
-              "test_images": sum(len(files) for _, _, files in references)}
+              "test_images": sum(len(files) for _, _, files in tests)}
     store.finish("join", ["join.parquet"], result.num_rows, key, **counts)
     return _summary(counts)
 
@@ -163,7 +163,7 @@ def _names(store, rows):
 
 # ---- test images -------------------------------------------------------------------------------------------------
 
-def _references(folders):
+def references(folders):
     """``[name, folder, [[file, size, time] ...]]`` for each benchmark folder: what the comparison depends on."""
     paths = [Path(folder) for folder in folders]
     listed = []
@@ -176,16 +176,16 @@ def _references(folders):
     return listed
 
 
-def _contamination(store, recipe, references):
+def _contamination(store, recipe, tests):
     """``row -> (test image, significance, share, turned)``; every part of the measurements is compared once."""
     if "descriptor" not in store.columns("measure"):
         raise RestoreError(f"{store.folder}: measured by a version that could not recognise test images. Run: python -m "
                            "data_tools measure RECIPE")
-    key = hashlib.sha256(json.dumps([VERSION, references]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([VERSION, tests]).encode()).hexdigest()[:12]
     folder = store.path("join", f"test-images-{key}")
     parts, done = store.require("measure")["parts"], {}
     todo = [name for name in parts if not (folder / name).exists()]
-    arguments = {"folders": [(name, path) for name, path, _ in references]}
+    arguments = {"folders": [(name, path) for name, path, _ in tests]}
     results = _compare(store, recipe, todo, arguments) if todo else iter(())
     start = 0
     for name in tqdm(parts, desc="test images", unit="part", disable=None):
