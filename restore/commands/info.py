@@ -34,7 +34,7 @@ def describe(name, height, width, depths=()):
     """A dict of a network's facts; ``depths`` are counted beside its named ones."""
     from ..depth import count_macs, count_parameters, format_depth
 
-    model = _model(name)
+    model = open_model(name)
     chosen = dict.fromkeys([*model.depths, *map(str, depths)]) or {"fixed": None}
     costs = {label: {"repeats": format_depth(model.repeats(None if label == "fixed" else label)) or None,
                      "macs": count_macs(model, height, width, None if label == "fixed" else label)}
@@ -52,7 +52,8 @@ def parse_size(text):
     return int(height), int(width)
 
 
-def _model(name):
+def open_model(name):
+    """The network of a checkpoint or bundled name, or a new one if ``name`` is a network's; raises :class:`RestoreError`."""
     from ..checkpoint import load
     from ..models import MODELS, create_model
     try:
