@@ -36,7 +36,7 @@ from .store import DECISION_SCHEMA
 
 DEFAULTS = Path(__file__).parent / "recipes" / "thresholds.yaml"
 _TESTS = ("below", "above", "is", "one_of")
-_DERIVED = ("error", "duplicate", "contaminated", "watermark", "niqe")
+_DERIVED = ("error", "duplicate", "contaminated", "watermark", "watermark_source", "niqe")
 
 
 def thresholds(path=None, changes=None):

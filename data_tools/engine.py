@@ -172,8 +172,7 @@ def _main(pipe, state, target, arguments):
     """A worker's life: build the function, then answer chunks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)          # Ctrl-C is the supervisor's business
     die_with_parent()
-    from restore.memory import keep_freed_memory
-    keep_freed_memory()
+    prepare()
     try:
         function = resolve(target)(**arguments)
     except Exception as error:
@@ -194,6 +193,12 @@ def _main(pipe, state, target, arguments):
                 pipe.send(answers)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
+
+
+def prepare():
+    """What every worker process sets once: freed memory is kept, since each image needs as much again."""
+    from restore.memory import keep_freed_memory
+    keep_freed_memory()
 
 
 def resolve(target):

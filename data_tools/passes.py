@@ -1,7 +1,12 @@
 """Second passes, over images that were measured: watermarks of whole sources, and NIQE where a model is given.
 
 They read images again, only those that need it: a sample of each source, all images of a source in which a watermark was
-found, and for NIQE the images that the other rules keep. The columns ``watermark`` and ``niqe`` are null elsewhere.
+found, and for NIQE the images that the other rules keep. Columns, null where there was nothing to measure:
+
+    watermark         how far the image's match with its source's mark stands out, in standard deviations
+    watermark_source  share of the source's sample that carries the mark: who marks most pictures marks all, and on a
+                      plain white one it just cannot be seen
+    niqe              lower is better
 """
 
 import contextlib
@@ -27,7 +32,7 @@ _SAMPLE = 192                              # images of a source that its pattern
 def run(store, recipe):
     """Write the ``passes`` table (id and one column a pass); nothing is done when nothing has changed."""
     measured = store.require("measure")
-    settings = [3, measured["parts"], measured["key"], recipe.measure.watermarks, recipe.measure.watermark_min_images,
+    settings = [5, measured["parts"], measured["key"], recipe.measure.watermarks, recipe.measure.watermark_min_images,
                 recipe.measure.niqe and hashlib.sha256(Path(recipe.measure.niqe).read_bytes()).hexdigest(),
                 recipe.thresholds, recipe.rules if recipe.measure.niqe else None]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
@@ -40,8 +45,9 @@ def run(store, recipe):
     columns = {"id": scanned["id"]}
     said = []
     if recipe.measure.watermarks:
-        scores, marked = _watermarks(store, scanned, readable, recipe)
+        scores, shares, marked = _watermarks(store, scanned, readable, recipe)
         columns["watermark"] = pa.array(scores, pa.float32(), from_pandas=True)
+        columns["watermark_source"] = pa.array(shares, pa.float32(), from_pandas=True)
         said.append("watermarks found in " + (", ".join(marked) if marked else "no source"))
     if recipe.measure.niqe:
         from . import decide
@@ -63,7 +69,7 @@ def _readable(store):
 
 
 def _watermarks(store, scanned, readable, recipe):
-    scores = np.full(len(scanned), np.nan, np.float32)
+    scores, shares = np.full((2, len(scanned)), np.nan, np.float32)
     names = np.array(scanned["source"].to_pylist(), dtype=object)
     hashes = np.array([np.frombuffer(h or bytes(32), np.uint8) for t in store.batches("measure", ["phash"])
                        for h in t["phash"].to_pylist()], np.uint8).reshape(-1, 32)
@@ -78,17 +84,17 @@ def _watermarks(store, scanned, readable, recipe):
             continue
         found = list(_map("data_tools.passes:windower", {}, scanned, sample, recipe, f"watermark sample of {source.name}"))
         used = [(int(k), windows) for k, windows in zip(sample, found) if windows is not None]
-        patterns = watermark.learn([windows for _, windows in used], recipe.measure.watermark_min_images)
-        scores[at] = 0
-        if not patterns:
+        filters, known = watermark.learn([windows for _, windows in used], recipe.measure.watermark_min_images)
+        scores[at] = shares[at] = 0
+        if not filters:
             continue
-        marked.append(f"{source.name} ({', '.join(patterns)})")
-        for number, (k, windows) in enumerate(used):
-            scores[k] = watermark.best(windows, patterns, number % 2)
+        marked.append(f"{source.name} ({', '.join(filters)})")
+        scores[[k for k, _ in used]] = known
+        shares[at] = (known > watermark.FOUND).mean()
         rest = np.setdiff1d(at, [k for k, _ in used])
-        scores[rest] = list(_map("data_tools.passes:mark_scorer", {"patterns": patterns}, scanned, rest, recipe,
+        scores[rest] = list(_map("data_tools.passes:mark_scorer", {"filters": filters}, scanned, rest, recipe,
                                  f"watermarks of {source.name}"))
-    return scores, marked
+    return scores, shares, marked
 
 
 def _distinct(hashes):
@@ -127,13 +133,13 @@ def windower(max_megapixels):
     return one
 
 
-def mark_scorer(patterns, max_megapixels):
-    """A worker's function from a locator to its best score against the source's patterns; NaN when unreadable."""
+def mark_scorer(filters, max_megapixels):
+    """A worker's function from a locator to its best score against the source's filters; NaN when unreadable."""
     window = windower(max_megapixels)
 
     def one(locator):
         windows = window(locator)
-        return float("nan") if windows is None else watermark.best(windows, patterns)
+        return float("nan") if windows is None else watermark.best(windows, filters)
     return one
 
 

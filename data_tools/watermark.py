@@ -4,7 +4,7 @@ A mark on a single image cannot be told from its content without learned weights
 content averages out and the mark stays (Dekel, Rubinstein, Liu and Freeman, "On the effectiveness of visible watermarks",
 CVPR 2017, take the median gradient). Here the gradients are bounded first and then averaged, which is as robust as a
 median and also sees a mark that only a part of the images carries; the images that fit the pattern best then make it
-anew. Every image is scored with a pattern made without it (the sample is cut in two), by how far the correlation at the
+anew. Every image is scored with a pattern made without it, by how far the correlation at the
 right place stands above those at all other shifts.
 
 A source needs some sixteen marked images. What is alike for another reason, such as a fixed camera's frame, is found
@@ -17,7 +17,8 @@ import numpy as np
 SIDE = 192                                 # of the windows that are compared
 PLACES = ("whole", "centre", "lower left", "lower right")
 _REACH = 3                                 # pixels by which a mark may be off its place
-FOUND = 8.0                                # standard deviations above the correlations at other shifts
+FOUND = 4.0                                # standard deviations above the correlations at other shifts: a marked image
+_SURE = 5.5                                # the same, for what may establish a pattern
 
 
 def windows(gray):
@@ -52,27 +53,43 @@ def _bounded(window):
 
 
 def learn(samples, least=16):
-    """Patterns of a list of :func:`windows`: ``{place: (two patterns, each (2, 192, 192))}`` of the places that have one.
+    """``(patterns, scores)`` of a list of :func:`windows`: ``{place: pattern (2, 192, 192)}`` of the places that have a
+    mark, and for each sample its highest score, every one against a pattern made of the others.
 
-    A place has one when at least 0.6 ``least`` images of the sample carry it.
+    First the sample is cut in two and each half scored with the other's pattern: a place has a mark when at least
+    0.6 ``least`` images stand out so. Then the pattern is made of all that carry it.
     """
-    patterns = {}
+    patterns, best_scores = {}, np.zeros(len(samples))
     if len(samples) < least:
-        return patterns
+        return patterns, best_scores
     for number, place in enumerate(PLACES):
         stack = np.stack([sample[number] for sample in samples])
-        halves = stack[0::2], stack[1::2]
-        made = [half.mean(0, dtype=np.float32) for half in halves]
-        for _ in range(3):                                # what fits the other half's pattern makes the next one
-            scores = [np.array([score(image, made[1 - k]) for image in half]) for k, half in enumerate(halves)]
-            chosen = [s >= max(min(FOUND, np.sort(s)[-max(4, least // 4)]), 3) for s in scores]
-            if min(c.sum() for c in chosen) < max(4, least // 4):
+        half = np.arange(len(stack)) % 2
+        chosen = np.ones(len(stack), bool)
+        for _ in range(4):                                # what fits the other half's pattern makes the next one
+            made = [_pattern(stack[chosen & (half == k)]) for k in (0, 1)]
+            scores = np.array([score(window, made[1 - k]) for window, k in zip(stack, half)])
+            fit = scores > min(_SURE, np.sort(scores)[-max(8, least // 2)])
+            if min((fit & (half == k)).sum() for k in (0, 1)) < 4:
                 break
-            made = [half[c].mean(0, dtype=np.float32) for half, c in zip(halves, chosen)]
-        scores = [np.array([score(image, made[1 - k]) for image in half]) for k, half in enumerate(halves)]
-        if sum((s > FOUND).sum() for s in scores) >= 0.6 * least:
-            patterns[place] = tuple(made)
-    return patterns
+            chosen = fit
+        if (scores > _SURE).sum() < 0.6 * least:
+            continue
+        for _ in range(2):
+            chosen = scores > FOUND
+            total = stack[chosen].sum(0, dtype=np.float32)
+            scores = np.array([score(window, _pattern((total - window * own)[None] / max(1, chosen.sum() - own)))
+                               for window, own in zip(stack, chosen)])
+        patterns[place] = _pattern(stack[scores > FOUND])
+        best_scores = np.maximum(best_scores, scores)
+    return patterns, best_scores
+
+
+def _pattern(stack):
+    """Mean of bounded gradients where it stands out of what is left of the content, zero elsewhere."""
+    mean = stack.mean(0, dtype=np.float32)
+    strength = np.hypot(mean[0], mean[1])
+    return mean * (strength > 2.5 * np.median(strength[strength > 0])) if strength.any() else mean
 
 
 def score(window, pattern):
@@ -83,11 +100,6 @@ def score(window, pattern):
     return float((near - surface.mean()) / (surface.std() + 1e-9))
 
 
-def best(sample, patterns, half=None):
-    """The highest score of :func:`windows` over all places; ``half`` names the half of the sample that an image was in,
-    so that the pattern of the other is taken."""
-    scores = [0.0]
-    for place, pair in patterns.items():
-        window = sample[PLACES.index(place)]
-        scores.append(score(window, pair[1 - half]) if half is not None else max(score(window, p) for p in pair))
-    return max(scores)
+def best(sample, patterns):
+    """The highest score of :func:`windows` against the patterns of :func:`learn`; 0 without any."""
+    return max([0.0, *(score(sample[PLACES.index(place)], pattern) for place, pattern in patterns.items())])

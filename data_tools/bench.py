@@ -1,0 +1,237 @@
+"""Speed and accuracy, shown: ``python -m data_tools bench``.
+
+Speed: one-megapixel JPEGs of about 300 KB go through scan, measure, decide and export of the original bytes with one
+worker and with two. Per-core figures are *processor time* of supervisor and workers together (a shared machine's wall
+clock says little), the part that grows with the number of images: what a run of N images costs more than one of a few.
+The floor, measured in the same run, is simplejpeg decoding the same files and nothing else.
+
+Accuracy: ``--labels FILE.csv`` (columns file and labels, as in ``data/dirty``) and ``--clean FOLDER``: per label, how many
+images the default thresholds reject, and by the rule that is meant for the label; how many clean ones they reject.
+"""
+
+import argparse
+import csv
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from restore.errors import RestoreError
+from restore.files import list_images
+
+# label -> the rules that are meant for it
+MEANT = {"blurry": {"blurry"}, "noisy": {"noisy", "very_noisy", "noise_suspected"}, "compressed": {"compressed"},
+         "flat": {"flat", "dark"}, "dark": {"dark", "flat"}, "product_white": {"product_white"},
+         "clipart": {"clipart", "drawing", "product_white"}, "corrupt": {"corrupt", "refused"},
+         "misnamed_format": {"misnamed"}, "small": {"small"}, "odd_size": {"odd_size", "small"}, "borders": {"letterbox"},
+         "alpha": {"transparent"}, "grayscale": {"gray"}, "watermark": {"watermark"}, "duplicate": {"duplicate"},
+         "near_duplicate": {"duplicate"}}
+
+
+def command(arguments):
+    """Run what was asked for: speed by default, accuracy when labels or clean folders are given."""
+    parser = argparse.ArgumentParser(prog="python -m data_tools bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", metavar="FOLDER", help="photos to make the test JPEGs from (default: synthetic ones)")
+    parser.add_argument("--count", type=int, default=600, help="images of the speed run")
+    parser.add_argument("--labels", metavar="CSV", help="labelled images; file names are relative to the CSV's folder")
+    parser.add_argument("--clean", metavar="FOLDER", action="append", default=[], help="good photos that must not be rejected")
+    parser.add_argument("--thresholds", metavar="FILE", help="default: the ones shipped")
+    parser.add_argument("--workers", type=int, default=0, help="for the accuracy run; default: one per core")
+    options = parser.parse_args(arguments)
+    if options.labels or options.clean:
+        return accuracy(options)
+    return speed(options)
+
+
+# ---- speed -------------------------------------------------------------------------------------------------------
+
+def speed(options):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        make_images(folder / "many", options.count, options.images)
+        few = max(8, options.count // 10)
+        (folder / "few").mkdir()
+        for path in list_images(folder / "many")[:few]:
+            os.link(path, folder / "few" / path.name)
+        paths = list_images(folder / "many")
+        size = sum(path.stat().st_size for path in paths) / len(paths)
+        print(f"{len(paths)} JPEGs of {_megapixels(paths[0]):.2f} megapixels, {size / 1000:.0f} KB on average"
+              + ("" if options.images else " (synthetic; --images FOLDER takes photos)"))
+        before, again = floor(paths), None
+        runs = {}
+        for workers in (1, 2):
+            costs = [_run(folder / name, folder / f"out-{name}-{workers}", workers) for name in ("few", "many")]
+            runs[workers] = [(b - a) / (len(paths) - few) for a, b in zip(*costs)]
+        again = floor(paths)
+        print(f"floor, decoding alone        {1 / min(before, again):7.1f} images/s of processor time "
+              f"({1 / before:.1f} before, {1 / again:.1f} after)")
+        for workers, (processor, wall) in runs.items():
+            print(f"whole build, {workers} worker{'s' if workers > 1 else ' '}       {1 / processor:7.1f} images/s of processor "
+                  f"time, {1 / wall:7.1f} by the wall clock  ({100 * min(before, again) / processor:.0f} % of the floor)")
+        print(f"two workers / one            {runs[1][1] / runs[2][1]:7.2f} by the wall clock, "
+              f"{2 * runs[1][0] / runs[2][0]:.2f} by processor time (2 is perfect); load of the machine {os.getloadavg()[0]:.1f} "
+              f"on {os.cpu_count()} cores")
+        print(f"peak memory, 24 megapixels   {peak_memory(folder):7.0f} MB per worker")
+    return 0
+
+
+def _megapixels(path):
+    height, width = cv2.imread(str(path)).shape[:2]
+    return height * width / 1e6
+
+
+def make_images(folder, count, photos=None, width=1152, height=864, target=300_000):
+    """Write ``count`` different JPEGs of about ``target`` bytes: cut from photos (enlarged where they are small), or
+    random pictures with the spectrum of natural ones."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    sources = list_images(photos) if photos else []
+    if photos and not sources:
+        raise RestoreError(f"{photos}: no images in it")
+    for number in range(count):
+        if sources:
+            pixels = cv2.imread(str(sources[number % len(sources)]))
+            scale = max(width / pixels.shape[1], height / pixels.shape[0], 1)
+            pixels = cv2.resize(pixels, None, fx=scale * 1.02, fy=scale * 1.02, interpolation=cv2.INTER_CUBIC)
+            top, left = (int(generator.integers(0, a - b + 1)) for a, b in zip(pixels.shape, (height, width)))
+            pixels = pixels[top:top + height, left:left + width]
+            # enlarging took the finest detail away: put about as much back as a photo of this size has
+            pixels = np.clip(pixels + generator.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
+        else:
+            pixels = _natural(generator, height, width)
+        low, high = 30, 98
+        while low < high:                                 # the highest quality that stays within the target
+            middle = (low + high + 1) // 2
+            data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, middle])[1]
+            low, high = (middle, high) if len(data) <= target else (low, middle - 1)
+        data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, low])[1]
+        (folder / f"{number:05d}.jpg").write_bytes(data.tobytes())
+
+
+def _natural(generator, height, width):
+    """Random colours with a 1/f amplitude spectrum."""
+    y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij")
+    falloff = 1 / np.maximum(np.hypot(x, y), 1 / width)
+    planes = [np.fft.irfft2(np.fft.rfft2(generator.normal(size=(height, width))) * falloff, (height, width)) for _ in range(2)]
+    luma, tint = (plane / plane.std() for plane in planes)
+    return np.clip(128 + 50 * luma[..., None] + 10 * tint[..., None] * np.array([1, 0, -1]), 0, 255).astype(np.uint8)
+
+
+def floor(paths):
+    """Processor seconds per image of decoding alone."""
+    import simplejpeg
+    data = [path.read_bytes() for path in paths[:200]]
+    simplejpeg.decode_jpeg(data[0], "BGR")
+    started = time.process_time()
+    for encoded in data:
+        simplejpeg.decode_jpeg(encoded, "BGR")
+    return (time.process_time() - started) / len(data)
+
+
+def _run(source, output, workers):
+    """(processor seconds, wall seconds) of scan, measure, decide and export of the original bytes, in a fresh process."""
+    code = ("import sys; from data_tools import build, recipe; from data_tools.store import Store\n"
+            "made = recipe.load(sys.argv[1], sys.argv[2], [('workers', int(sys.argv[3])), ('export.formats', ['webdataset'])])\n"
+            "from data_tools import decide\n"
+            "made.measure.watermarks = False\n"
+            "made.rules = dict.fromkeys(decide.thresholds(), False)   # so that every image is exported\n"
+            "store = Store(made.output)\n"
+            "for stage in ('scan', 'measure', 'decide', 'export'): build.run_stage(stage, store, made)\n")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, str(source), str(output), str(workers)], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wall = time.monotonic() - started
+    if done.returncode:
+        raise RestoreError(f"the build failed:\n{done.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def peak_memory(folder, width=6000, height=4000):
+    """Peak resident megabytes of a process that measures one 24-megapixel JPEG after another, as a worker does."""
+    path = folder / "large.jpg"
+    tile = _natural(np.random.default_rng(1), 1000, 1000)
+    cv2.imwrite(str(path), np.tile(tile, (height // 1000, width // 1000, 1)), [cv2.IMWRITE_JPEG_QUALITY, 92])
+    code = ("import resource, sys; from data_tools.engine import prepare; prepare()\n"
+            "from data_tools.measuring import measurer\n"
+            "one = measurer(max_megapixels=200, max_mb=512, plugins=[])\n"
+            "item = {'error': None, 'locator': 'file::' + sys.argv[1], 'name': 'large.jpg'}\n"
+            "for _ in range(3): assert not one(item)['error']\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+# ---- accuracy ----------------------------------------------------------------------------------------------------
+
+def accuracy(options):
+    labelled = _labels(options.labels) if options.labels else {}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        if labelled:
+            decided = _decided(Path(options.labels).parent, Path(folder) / "labelled", options)
+            missing = [name for name in labelled if name not in decided]
+            if missing:
+                raise RestoreError(f"{options.labels}: {missing[0]} is not below {Path(options.labels).parent}"
+                                   + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
+            rows = [(labels, group, decided[name]) for name, (labels, group) in labelled.items()]
+            print_table(rows)
+        for clean in options.clean:
+            decided = _decided(Path(clean), Path(folder) / f"clean-{Path(clean).name}", options)
+            bad = {name: rules for name, (rules, _) in decided.items() if set(rules) - {"duplicate"}}
+            print(f"{clean}: {len(bad)} of {len(decided)} rejected ({100 * len(bad) / max(1, len(decided)):.1f} %)")
+            for name, rules in sorted(bad.items()):
+                print(f"    {name}: {', '.join(rules)}")
+    return 0
+
+
+def _labels(path):
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["file"]: (row["labels"].split(";"), row.get("group", "")) for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise RestoreError(f"{path}: not a list of labels with columns file and labels ({error})") from None
+
+
+def _decided(source, output, options):
+    """{name: (rules, flags)} after scan, measure, join and decide."""
+    from . import build, recipe
+    from .store import Store
+    made = recipe.load(source, output, [("workers", options.workers)])
+    made.thresholds = options.thresholds
+    store = Store(made.output)
+    for stage in ("scan", "measure", "join", "decide"):
+        build.run_stage(stage, store, made)
+    names = store.read("scan", ["name"])["name"].to_pylist()
+    return {name: (row["rules"], row["flags"]) for name, row in zip(names, store.read("decide").to_pylist())}
+
+
+def print_table(rows):
+    """Per label: images, rejected, found by the meant rule; rows are (labels, group, (rules, flags))."""
+    # the copy that is kept of a duplicate group is no miss: a group of n has n - 1 duplicates to find
+    print(f"{'label':16} {'images':>6} {'rejected':>9} {'by its own rule':>16}")
+    for label in [*MEANT, "clean"]:
+        chosen = [(group, rules, flags) for labels, group, (rules, flags) in rows if label in labels]
+        if not chosen:
+            continue
+        count = len(chosen)
+        rejected = sum(bool(rules) for _, rules, _ in chosen)
+        if label == "clean":
+            wrong = [rules for _, rules, _ in chosen if set(rules) - {"duplicate"}]
+            print(f"{label:16} {count:6} {len(wrong):9}    (must stay; the worse copy of a pair apart)")
+            continue
+        own = sum(bool(MEANT[label] & {*rules, *flags}) for _, rules, flags in chosen)
+        note = ""
+        if label in ("duplicate", "near_duplicate"):
+            note = "  (the best copy of a group is kept)"
+        elif label == "watermark":
+            note = "  (needs 16 marked images of one source)"
+        print(f"{label:16} {count:6} {rejected:4} {100 * rejected / count:3.0f}% {own:11} {100 * own / count:3.0f}%{note}")
