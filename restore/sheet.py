@@ -42,13 +42,14 @@ def fit(image, tile):
     scale = min(1.0, tile[0] / height, tile[1] / width)
     if scale == 1:
         return image
-    return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+    smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
 
 
 def cover(image, size):
-    """``image`` (h,w) or (h,w,3) reduced or enlarged until it just covers ``size`` (height, width), its centre cut out."""
+    """``image`` (h,w) or (h,w,3) resized until it just covers ``size`` (height, width), cut below and at both sides."""
     scale = max(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(n, round(m * scale)) for n, m in zip(size, image.shape))
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return np.ascontiguousarray(resized[top:top + size[0], left:left + size[1]])
+    left = (width - size[1]) // 2                      # heads are at the top
+    return np.ascontiguousarray(resized[:size[0], left:left + size[1]])

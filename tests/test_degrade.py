@@ -150,6 +150,7 @@ class TestSheet:
         assert fit(image, (60, 90)) is image and fit(image, (100, 100)) is image
         assert fit(image, (30, 90)).shape == (30, 45, 3)
         assert np.array_equal(cover(image, (60, 50)), image[:, 20:70])
+        assert np.array_equal(cover(image, (40, 90)), image[:40])
         assert cover(image, (30, 45)).shape == (30, 45, 3) and cover(image[..., 0], (120, 30)).shape == (120, 30)
         flat = from_array(cover(np.full((50, 80, 3), 77, np.uint8), (20, 20)))
         assert torch.equal(flat, torch.full((3, 20, 20), 77 / 255))

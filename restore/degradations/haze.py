@@ -1,8 +1,8 @@
-"""Haze by the atmospheric scattering model ``I = J t + A (1 - t)``, ``t = exp(-beta d)`` (Koschmieder; Narasimhan & Nayar 2002).
+"""Haze by the atmospheric scattering model ``I = J t + A (1 - t)``, ``t = exp(-beta d)`` (Narasimhan & Nayar 2002).
 
-``d`` comes from a depth map, or from :func:`pseudo_depth`: a made-up depth with what matters of a real one for a network that
-shall learn to remove haze: large smooth surfaces, steps that mostly coincide with edges of the image, and often more
-distance towards the top.
+``d`` comes from a depth map, or from :func:`pseudo_depth`: a made-up depth with what matters of a real one for a
+network that shall learn to remove haze: large smooth surfaces, steps that mostly coincide with edges of the image,
+and often more distance towards the top.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Hazes:
     beta: tuple = (0.35, 2.2)           # optical thickness at the farthest point: t there is exp(-beta)
     nearest: tuple = (0.05, 0.6)        # depth of the nearest point as a share of the farthest
     airlight: tuple = (0.7, 1.0)        # the grey of the haze
-    white: float = 0.5                  # how often the airlight is exactly 1 and grey instead, as in the SOTS indoor set
+    white: float = 0.5                  # how often the airlight is white instead, exactly 1 as in the SOTS indoor set
     tint: float = 0.05                  # how far red and blue differ from grey, about: haze is bluish or yellowish
     slope: tuple = (-0.3, 1.0)          # how much of the depth is "farther towards the top" (negative: the bottom)
     objects: tuple = (0.2, 1.0)         # weight of steps between regions of similar colour and place
@@ -72,8 +72,8 @@ def random_haze(image, generator, *, kinds=KINDS, depth=None, **given):
 def sample_haze(image, generator, ranges, depth=None):
     """Arguments for :func:`haze` on ``image`` (3,h,w), drawn from a :class:`Hazes`.
 
-    ``depth`` (h,w), if there is a measured one, has 0 at the camera and 1 at the farthest point; otherwise a pseudo-depth of
-    this image is drawn too.
+    ``depth`` (h,w), if there is a measured one, has 0 at the camera and 1 at the farthest point; otherwise a
+    pseudo-depth of this image is drawn too.
     """
     if depth is None:
         depth = pseudo_depth(image, generator, slope=draw(generator, *ranges.slope),
@@ -125,7 +125,7 @@ def pseudo_depth(image, generator, *, slope=0.5, objects=0.6, relief=0.3, region
 
 
 def _guided_upsample(coarse, small, image, epsilon, radius=2):
-    """The fast guided filter (He & Sun 2015): ``coarse`` (h',w') at the size of ``image``, its edges at the luminance's.
+    """The fast guided filter (He & Sun 2015): ``coarse`` (h',w') at the size of ``image``, its edges where those are.
 
     A small ``epsilon`` lets fainter edges of the image into the depth, and more of its texture.
     """

@@ -1,8 +1,8 @@
 """Rain: layers of streaks, and the veil of mist that many distant drops make.
 
-A streak is drawn as a box with ramps at its ends, in a picture that is sheared so that streaks stand upright; shearing it
-back gives them their direction. All streaks of a layer are placed by adding a few numbers to a difference array and summed up
-by cumulative sums, in integers: the cost does not depend on the streaks' length, and the bits on no order of addition.
+A streak is drawn as a box with ramps at its ends, in a picture that is sheared so that streaks stand upright; shearing
+it back gives them their direction. All streaks of a layer are placed by adding a few numbers to a difference array and
+summed up by cumulative sums, in integers: the cost does not depend on their length, the bits on no order of addition.
 """
 
 import math
@@ -49,8 +49,8 @@ class Rainfall:
     screen: float = 0.0                 # how often streaks cover what is behind them, instead of being added
 
 
-# The kinds that training mixes. LIGHT and HEAVY follow the training pairs of Rain100L and Rain100H (Yang et al. 2017) in
-# sign, amplitude, coverage and PSNR of rainy - clean; NATURAL is our reading of photos of real rain.
+# The kinds that training mixes. LIGHT and HEAVY follow the training pairs of Rain100L and Rain100H (Yang et al. 2017)
+# in sign, amplitude, coverage and PSNR of rainy - clean; NATURAL is our reading of photos of real rain.
 LIGHT = Rainfall()
 HEAVY = Rainfall(layers=(2, 4), angle=20.0, spread=40.0, length=(20.0, 140.0), width=(0.8, 2.5), density=(0.7, 2.5),
                  brightness=(0.2, 0.6), faintest=(0.4, 0.9), taper=(0.02, 0.15), blur=(0.0, 0.5))
