@@ -6,6 +6,7 @@ the other one, in which the separate networks get as many samples as each depth 
 """
 
 import contextlib
+import dataclasses
 
 import torch
 
@@ -16,6 +17,12 @@ from restore.models import create_model
 
 from .bench import step_seconds
 from .run import build_data, build_model
+
+
+NOTES = """\
+  equal steps: against one network a depth with as many steps each, which is how the paper counts. A depth gets fewer samples then.
+  equal samples: against one network a depth, each for as many samples as that depth sees here. The same arithmetic, whatever the
+  strategy; sharing saves parameters, and whether it saves samples is for an experiment to show.""".splitlines()
 
 
 def plan(recipe, timed=2):
@@ -52,41 +59,24 @@ def plan(recipe, timed=2):
 
 def _strategies(recipe, names, cost, seconds):
     """The table: each strategy against training every depth by itself."""
-    steps, batch = recipe.steps, recipe.batch_size
-    chance = recipe.branches.probability or dict.fromkeys(names, 1.0)
-    chance = {name: chance.get(name, 0.0) / sum(chance.values()) for name in names}
-    middle = names[1:-1]
-    sandwich = {name: 1.0 if name in (names[0], names[-1]) else 1 / len(middle) for name in names}
-    rows = [("alternate", chance), ("per_sample", chance), ("sandwich", sandwich), ("largest_only", {names[-1]: 1.0})]
-    if recipe.branches.strategy.startswith("single:"):
-        rows.append((recipe.branches.strategy, {recipe.branches.strategy.partition(":")[2]: 1.0}))
+    batch, samples = recipe.batch_size, recipe.steps * recipe.batch_size
+    column = max(14, *(len(name) + 2 for name in names))
+    others = [recipe.branches.strategy] if recipe.branches.strategy.startswith("single:") else []
+    rows = [("separately, each", dict.fromkeys(names, 1.0))]
+    for strategy in ("alternate", "per_sample", "sandwich", "largest_only", *others):
+        chosen = "* " if strategy == recipe.branches.strategy else "  "
+        rows.append((chosen + strategy, branching.shares(dataclasses.replace(recipe.branches, strategy=strategy), names)))
+    lines = [f"{'':20}{'GMACs':>10}  {'samples seen by each depth':<{column * len(names)}}{'PMACs':>10}  of separate training, with",
+             f"{'':20}{'a step':>10}  " + "".join(f"{name:<{column}}" for name in names)
+             + f"{'the run':>10}  {'equal steps':>13}  {'equal samples':>13}" + ("     hours" if seconds else "")]
     every = sum(cost[name] for name in names)
-    width = 14
-    head = f"{'':22}{'GMACs':>10}  {'samples seen by each depth':<{(width + 2) * len(names)}}{'PMACs':>10}  {'of separate training, with':<30}"
-    hours = sum(seconds.values()) * steps / 3600 if seconds else None
-    lines = [f"{head}{'hours' if seconds else ''}".rstrip(),
-             f"{'':22}{'a step':>10}  " + "".join(f"{name:<{width + 2}}" for name in names)
-             + f"{'the run':>10}  {'equal steps':>13}  {'equal samples':>13}",
-             _row("separately, each", every * batch, dict.fromkeys(names, 1.0), names, steps, batch, width, every * batch * steps, 1, 1, hours)]
     for label, share in rows:
-        step = sum(cost[name] * share.get(name, 0.0) for name in names) * batch
-        equal = sum(cost[name] * share.get(name, 0.0) for name in names)
-        hours = sum(seconds[name] * share.get(name, 0.0) for name in names) * steps / 3600 if seconds else None
-        chosen = label == recipe.branches.strategy
-        lines.append(_row(("* " if chosen else "  ") + label, step, share, names, steps, batch, width, step * steps,
-                          step / (every * batch), step / (equal * batch), hours))
-    return [*lines,
-            "  equal steps: against one network a depth with as many steps each (the paper's count); depths that the strategy "
-            "does not train are missed.",
-            "  equal samples: against one network a depth that sees as many samples as that depth does here. No strategy saves "
-            "arithmetic then;",
-            "  what sharing saves is parameters, and what it may save in samples is for an experiment to show."]
-
-
-def _row(label, step, share, names, steps, batch, width, total, equal_steps, equal_samples, hours):
-    seen = "".join(f"{round(share.get(name, 0.0) * steps * batch):<{width + 2},}" for name in names)
-    return f"{label:22}{step / 1e9:10,.1f}  {seen}{total / 1e15:10,.3f}  {equal_steps:13.0%}  {equal_samples:13.0%}  " \
-        + ("" if hours is None else f"{hours:8.2f}")
+        macs = sum(cost[name] * part for name, part in share.items())
+        seen = "".join(f"{round(share.get(name, 0.0) * samples):<{column},}" for name in names)
+        hours = sum(seconds[name] * part for name, part in share.items()) * recipe.steps / 3600 if seconds else 0
+        lines.append(f"{label:20}{macs * batch / 1e9:10,.1f}  {seen}{macs * samples / 1e15:10,.3f}  {macs / every:13.0%}  {1:13.0%}"
+                     + (f"  {hours:8.2f}" if seconds else ""))
+    return [*lines, *NOTES]
 
 
 def _timed(recipe, model, names, steps):
@@ -114,8 +104,8 @@ def _memory(recipe, model, names):
     copies = 4 + bool(recipe.ema)                   # weights, gradients, two moments of Adam, their average
     weights = 4 * copies * count_parameters(model)
     disk = 4 * (copies - 1) * count_parameters(model) * (recipe.keep_checkpoints + 1)
-    return [f"memory       about {(weights + kept) / 1e9:.2f} GB on one device: {weights / 1e9:.2f} for weights, gradients and optimizer, "
-            f"{kept / 1e9:.2f} kept for the backward pass of {micro} samples",
+    parts = f"{weights / 1e9:.2f} for weights, gradients and optimizer, {kept / 1e9:.2f} kept for the backward pass of {micro} samples"
+    return [f"memory       about {(weights + kept) / 1e9:.2f} GB on one device: {parts}",
             f"disk         {disk / 1e9:.2f} GB for {recipe.keep_checkpoints} checkpoints and the one being written"]
 
 

@@ -51,19 +51,15 @@ class Branches:
             raise RestoreError(f"distill: only the sandwich strategy distils, not {self.strategy}")
 
 
-def plan(branches, depths, cost, seed, step, micro=0, rows=1):
+def plan(branches, depths, seed, step, micro=0, rows=1):
     """The passes over micro-batch ``micro`` of a training step: a list of :class:`Pass`, whose weights add up to 1.
 
-    depths: names of the depths to train, or [None] for a network of one depth. cost: price of each name, to know the largest.
-    rows: samples in the micro-batch.
+    depths: names of the depths to train, the cheapest first, as :func:`depth_names` gives them. rows: samples in the micro-batch.
     """
     if branches.strategy.startswith("single:"):
         return [Pass(branches.strategy.partition(":")[2], slice(0, rows), 1.0)]
-    if depths == [None]:
-        return [Pass(None, slice(0, rows), 1.0)]
-    by_cost = sorted(depths, key=lambda name: cost[name])
     if branches.strategy == "largest_only" or len(depths) == 1:
-        return [Pass(by_cost[-1], slice(0, rows), 1.0)]
+        return [Pass(depths[-1], slice(0, rows), 1.0)]
     if branches.strategy == "alternate":                        # one draw a step, also where it has many micro-batches
         return [Pass(_draw(branches, depths, np.random.default_rng([seed, step, 4])), slice(0, rows), 1.0)]
     rng = np.random.default_rng([seed, step, 5, micro])
@@ -71,8 +67,8 @@ def plan(branches, depths, cost, seed, step, micro=0, rows=1):
         edges = np.linspace(0, rows, min(branches.groups or rows, rows) + 1).round().astype(int)
         drawn = [(_draw(branches, depths, rng), int(a), int(b)) for a, b in itertools.pairwise(edges)]
         return [Pass(name, slice(a, b), (b - a) / rows) for name, a, b in _joined(drawn)]
-    middle = by_cost[1:-1]
-    names = [by_cost[-1], by_cost[0], *([middle[rng.integers(len(middle))]] if middle else [])]
+    middle = depths[1:-1]
+    names = [depths[-1], depths[0], *([middle[rng.integers(len(middle))]] if middle else [])]
     return [Pass(name, slice(0, rows), 1 / len(names), branches.distill and i > 0) for i, name in enumerate(names)]
 
 
@@ -122,12 +118,13 @@ def depth_costs(model, names, side=64):
     return {name: count_macs(model, side, side, parse_depth(name)) for name in names}
 
 
-def mean_macs(branches, names, cost):
-    """Expected multiply-accumulates of a forward pass of one sample under the strategy, given those of each depth."""
-    if len(names) == 1:
-        return cost[names[0]]
+def shares(branches, names):
+    """How often, on average, a sample goes through each depth in a step: ``{name: share}`` for ``names``, the cheapest first."""
+    if branches.strategy == "largest_only" or len(names) == 1:
+        return {names[-1]: 1.0}
+    if branches.strategy.startswith("single:"):
+        return {branches.strategy.partition(":")[2]: 1.0}
     if branches.strategy == "sandwich":
-        by_cost = sorted(cost[name] for name in names)
-        return by_cost[0] + by_cost[-1] + (sum(by_cost[1:-1]) / len(by_cost[1:-1]) if len(names) > 2 else 0)
+        return {name: 1.0 if name in (names[0], names[-1]) else 1 / (len(names) - 2) for name in names}
     chances = {name: branches.probability.get(name, 0.0) if branches.probability else 1.0 for name in names}
-    return sum(cost[name] * chances[name] for name in names) / sum(chances.values())
+    return {name: chance / sum(chances.values()) for name, chance in chances.items()}

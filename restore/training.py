@@ -156,7 +156,6 @@ class _Run:
         self.recipe, self.samples, self.validation, self.on_step = recipe, samples, validation, on_step
         self.head_weight, self.provenance = head_weight, provenance or {}
         self.depths = branching.depth_names(model, recipe.branches)
-        self.cost = branching.depth_costs(model, self.depths) if len(self.depths) > 1 else {}
         self.accelerator = _accelerator(recipe, out)
         self.micro_batch = _micro_batch(recipe, self.accelerator.num_processes)
         self.folder = RunFolder(out, write=self.accelerator.is_main_process)
@@ -243,7 +242,7 @@ class _Run:
         for micro in range(recipe.accumulate):
             batch = next(loader)
             self._count_broken(batch)
-            passes = branching.plan(recipe.branches, self.depths, self.cost, recipe.seed, self.step, micro, self.micro_batch)
+            passes = branching.plan(recipe.branches, self.depths, recipe.seed, self.step, micro, self.micro_batch)
             largest = None
             for i, item in enumerate(passes):
                 last = micro == recipe.accumulate - 1 and i == len(passes) - 1

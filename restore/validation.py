@@ -28,23 +28,19 @@ def validate(network, pairs, depths, device, strip=None):
     Images are restored whole, or in tiles where the memory asks for it, by :class:`restore.restorer.Restorer`. The input's own
     scores are under the depth ``"input"``. strip: path of a PNG to write: input, each depth, target of the first pairs.
     """
-    try:
-        from .restorer import Restorer
-    except ImportError:
-        Restorer = _Whole
+    from .restorer import Restorer
     mode = network.training
-    network.eval()
     scores, rows = {}, []
     try:
-        for i, pair in enumerate(pairs):
-            row = [("input", pair.input)]
-            for name in depths:
-                restorer = Restorer(network, depth=parse_depth(name), device=device)
-                row.append((name, restorer.restore(pair.input)))
-            for name, image in row:
-                scores.setdefault(name or "only", {}).setdefault(pair.task, []).append(psnr(image.cpu(), pair.target, limit=100))
-            if len(rows) < STRIP_ROWS and (len(pairs) <= STRIP_ROWS or i * STRIP_ROWS // len(pairs) == len(rows)):
-                rows.append([image.cpu() for _, image in [*row, ("target", pair.target)]])
+        with torch.compiler.set_stance("force_eager"):          # a compiled network would compile anew for each size
+            restorers = {name: Restorer(network, depth=parse_depth(name), device=device) for name in depths}
+            for i, pair in enumerate(pairs):
+                row = {"input": pair.input, **{name: r.restore(pair.input).cpu() for name, r in restorers.items()}}
+                for name, image in row.items():
+                    score = psnr(torch.nan_to_num(image), pair.target, limit=100)
+                    scores.setdefault(name or "only", {}).setdefault(pair.task, []).append(score)
+                if len(rows) < STRIP_ROWS and (len(pairs) <= STRIP_ROWS or i * STRIP_ROWS // len(pairs) == len(rows)):
+                    rows.append([*row.values(), pair.target])
     finally:
         network.train(mode)
     if strip is not None and rows:
@@ -86,12 +82,3 @@ def _middle(image):
     top, left = (height - side_h) // 2, (width - side_w) // 2
     part = image[:, top:top + side_h, left:left + side_w].clamp(0, 1).mul(255).round().byte()
     return part.permute(1, 2, 0).numpy()
-
-
-class _Whole:
-    def __init__(self, network, depth, device):
-        self.network, self.depth, self.device = network, depth, device
-
-    def restore(self, x):
-        with torch.inference_mode():
-            return self.network(x[None].to(self.device), self.depth)[0].clamp(0, 1)

@@ -5,15 +5,15 @@ from itertools import pairwise
 
 import pytest
 
-from restore.branches import Branches, depth_names, mean_macs, plan
+from restore.branches import Branches, depth_names, plan, shares
 from restore.errors import RestoreError
 from restore.models import create_model
 
-COST = {"s": 1, "m": 2, "l": 4}
+COST = ("s", "m", "l")
 
 
 def planned(branches, step=0, micro=0, rows=8, seed=0, depths=("s", "m", "l")):
-    return plan(branches, list(depths), COST, seed, step, micro, rows)
+    return plan(branches, list(depths), seed, step, micro, rows)
 
 
 def test_alternate_draws_one_depth_a_step_with_the_given_chances():
@@ -58,10 +58,10 @@ def test_per_sample_draws_anew_in_each_micro_batch():
 
 
 def test_sandwich_is_largest_smallest_and_a_random_one_between():
-    passes = plan(Branches("sandwich"), ["m", "s", "l", "x"], {**COST, "x": 3}, 0, 0, 0, 4)
+    passes = plan(Branches("sandwich"), ["s", "m", "x", "l"], 0, 0, 0, 4)
     assert [p.depth for p in passes[:2]] == ["l", "s"] and passes[2].depth in "mx" and len(passes) == 3
     assert sum(p.weight for p in passes) == pytest.approx(1) and not any(p.distill for p in passes)
-    middles = {plan(Branches("sandwich"), ["m", "s", "l", "x"], {**COST, "x": 3}, 0, step)[2].depth for step in range(30)}
+    middles = {plan(Branches("sandwich"), ["s", "m", "x", "l"], 0, step)[2].depth for step in range(30)}
     assert middles == {"m", "x"}
 
 
@@ -77,7 +77,7 @@ def test_controls():
     assert {planned(Branches("largest_only"), step)[0].depth for step in range(10)} == {"l"}
     assert planned(Branches("single:s"))[0].depth == "s"
     assert planned(Branches("single:2,1,1,2"))[0].depth == "2,1,1,2"
-    assert plan(Branches("sandwich"), [None], {}, 0, 0, 0, 4)[0].depth is None
+    assert plan(Branches("sandwich"), [None], 0, 0, 0, 4)[0].depth is None
 
 
 def test_depth_names_of_a_network():
@@ -96,12 +96,16 @@ def test_depth_names_of_a_network():
     assert depth_names(create_model("gunet_t"), Branches("sandwich")) == [None]
 
 
-def test_mean_macs_by_hand():
-    names = list(COST)
-    assert mean_macs(Branches("alternate"), names, COST) == pytest.approx(7 / 3)
-    assert mean_macs(Branches("alternate", {"s": 3, "l": 1}), names, COST) == pytest.approx((3 * 1 + 4) / 4)
-    assert mean_macs(Branches("sandwich"), names, COST) == 4 + 1 + 2
-    assert mean_macs(Branches("largest_only"), ["l"], COST) == 4
+@pytest.mark.parametrize("branches", [
+    Branches("alternate"), Branches("alternate", {"s": 3, "l": 1}), Branches("per_sample", groups=2), Branches("sandwich"),
+    Branches("largest_only"), Branches("single:m")])
+def test_shares_are_those_of_many_planned_steps(branches):
+    counted = Counter()
+    for step in range(2000):
+        for item in planned(branches, step):
+            counted[item.depth] += (item.rows.stop - item.rows.start) / 8 / 2000
+    expected = shares(branches, list(COST))
+    assert all(counted[name] == pytest.approx(expected.get(name, 0), abs=0.05) for name in COST)
 
 
 @pytest.mark.parametrize("values, named", [
