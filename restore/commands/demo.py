@@ -36,7 +36,7 @@ def run(args):
     keep_freed_memory()
     name = args.model or DEFAULT_MODEL
     model = load(name)
-    depths = _two_depths(model)
+    depths = _two_depths(model)             # name -> MACs
     restorers = {depth: Restorer(model, depth=depth, device=args.device) for depth in depths}
     cases = list(_cases())
     with tqdm(total=len(cases) + len(depths), unit="step", disable=None, leave=False) as bar:
@@ -46,7 +46,7 @@ def run(args):
             bar.update()
         costs = {}
         for depth in depths:
-            costs[depth] = _cost(name, model, depth, args.device)
+            costs[depth] = _cost(name, model, depth, depths[depth], args.device)
             bar.update()
     report = _report(name, model, results, costs)
     print(_text(report))
@@ -57,12 +57,12 @@ def run(args):
 
 
 def _two_depths(model):
-    """The cheapest and the dearest of a network's named depths."""
+    """The cheapest and the dearest of a network's named depths, with their MACs for one photo."""
     from ..depth import count_macs
     if len(model.depths) < 2:
         raise RestoreError(f"--model: {model.name} has {len(model.depths)} named depths and the demo compares two")
-    order = sorted(model.depths, key=lambda depth: count_macs(model, *SIZE, depth))
-    return order[0], order[-1]
+    macs = {depth: count_macs(model, *SIZE, depth) for depth in model.depths}
+    return {depth: macs[depth] for depth in (min(macs, key=macs.get), max(macs, key=macs.get))}
 
 
 def _cases():
@@ -101,11 +101,11 @@ def _restore(case, restorers):
     return {**case, "outputs": outputs, "scores": scores}
 
 
-def _cost(name, model, depth, device):
+def _cost(name, model, depth, macs, device):
     from ..cost import measure_cost
-    from ..depth import count_macs, format_depth
+    from ..depth import format_depth
     cost = measure_cost(name, depth, *SIZE, device=device)
-    return {"repeats": format_depth(model.repeats(depth)), "gmacs": count_macs(model, *SIZE, depth) / 1e9,
+    return {"repeats": format_depth(model.repeats(depth)), "gmacs": macs / 1e9,
             "ms": 1e3 * cost.seconds, "peak_mb": cost.peak and cost.peak / 1e6,
             "start_mb": cost.start and cost.start / 1e6, "gpu_mb": cost.device_peak and cost.device_peak / 1e6}
 
