@@ -20,10 +20,11 @@ from restore.files import list_images
 from . import decontaminate, duplicates, engine
 from .store import JOIN_SCHEMA
 
-VERSION = 1
+VERSION = 2
 HASH_QUALITY = 50                          # below, PDQ's authors say, the hash of a plain picture says little
 TURNED = ("", "mirrored", "upside down", "turned by 180 degrees", "transposed", "turned", "turned", "transposed")
-_COLUMNS = ["id", "error", "sha256", "phash", "phash_quality", "width", "height", "jpeg_quality", "gray", "bits_per_pixel"]
+_COLUMNS = ["id", "error", "sha256", "phash", "phash_quality", "width", "height", "jpeg_quality", "pixel_quality", "gray",
+            "sharpness", "noise"]
 _CHUNK = 64                                # images that a worker compares with the test images at once
 
 
@@ -59,8 +60,8 @@ def _summary(counts):
 def group(table, distance=31, turned=True):
     """Duplicate groups of the rows of a ``measure`` table.
 
-    Preferred is the larger image, then the higher JPEG quality (lossless counts as 100), then colour over gray, then
-    more bits per pixel, then the smaller id.
+    Preferred is the larger image, then the higher JPEG quality (of the file, or that its pixels show; in steps of 5), then
+    what was processed less: colour before gray, the sharper (in steps of 15 %), the less noisy; then the smaller id.
 
     Returns:
         best (n,) int64: row of the preferred image of the group; -1 for an image without a duplicate.
@@ -105,11 +106,12 @@ def group(table, distance=31, turned=True):
 def _preference(table):
     """Places of the rows when they are put in order of preference."""
     def column(name, missing):
-        values = table[name]
-        return pc.fill_null(values.cast(pa.float64()), missing).to_numpy()
+        return pc.fill_null(table[name].cast(pa.float64()), missing).to_numpy()
     identity = np.frombuffer(bytes.fromhex("".join(table["id"].to_pylist())), ">u8")
     pixels = column("width", 0) * column("height", 0)
-    return np.lexsort((identity, -column("bits_per_pixel", 0), column("gray", 0), -column("jpeg_quality", 100), -pixels))
+    quality = np.round(np.minimum(column("jpeg_quality", 100), column("pixel_quality", 100)) / 5)
+    sharpness = np.round(np.log(np.maximum(column("sharpness", 1), 0.1)) / 0.15)
+    return np.lexsort((identity, column("noise", 0), -sharpness, column("gray", 0), -quality, -pixels))
 
 
 def _fixed(column, rows, dtype):

@@ -1,8 +1,8 @@
 """The report: one self-contained page on which a person can see what every limit does, and move it.
 
-Funnel; for every rule its limits, each with a histogram, a slider and pictures beside the limit; duplicates in groups; copies
-of test images; sources and licences. The page stays small however many images there are: histograms have a fixed number of
-bins, pictures a fixed number, and the counts that follow the sliders come from at most 20,000 rows.
+Funnel; for every rule its limits, each with a histogram, a slider and pictures beside the limit; duplicates in groups;
+copies of test images; sources and licences. The page stays small however many images there are: histograms have a fixed
+number of bins, pictures a fixed number, and the counts that follow the sliders come from at most 20,000 rows.
 """
 
 from pathlib import Path
@@ -35,14 +35,19 @@ def write_report(store, recipe):
     groups, copies = _groups(store), _copies(store)
     rows = {row for limit in gathered.limits for row, _ in [*limit.near["fires"], *limit.near["spares"], *limit.spread]}
     rows |= {row for found in gathered.examples.values() for row in found}
-    rows |= {row for members in groups for row, _ in members} | {row for row, *_ in copies}
+    rows |= {row for members in groups for row, *_ in members[:_MEMBERS]} | {row for row, *_ in copies}
     pictures = Pictures(store, rows, recipe.report.thumbnail)
     counts = gathered.funnel
     body = [_summary(counts, gathered), _funnel(gathered), page.heading("Limits", anchor="limits"), page.paragraph(
-        "Move a limit and see which pictures change sides; the counts above follow. Dark bars: images that no other rule rejects, so "
-        "that this limit alone decides on them. Pictures nearest to the limit that no other rule rejects come first.", "note")]
-    for name in tqdm(gathered.rules, desc="report", unit="rule", disable=None):
+        "Move a limit and see which pictures change sides; the counts above follow. Blue bars: images that no other rule "
+        "rejects, so that this limit alone decides on them; gray: all. The pictures are those nearest to the limit, first of "
+        "all those that no other rule rejects. Which copy of a duplicate is kept stays as decided.", "note")]
+    limited = {limit.rule for limit in gathered.limits}
+    quiet = [name for name, found in gathered.examples.items() if not found and name not in limited]
+    for name in tqdm([name for name in gathered.rules if name not in quiet], desc="report", unit="rule", disable=None):
         body.append(_rule(name, gathered, pictures))
+    if quiet:
+        body.append(tag("p", f"Without a limit, and firing on nothing here: {', '.join(quiet)}.", id="quiet"))
     body += [_duplicates(groups, pictures, store.manifest("join")), _contamination(copies, pictures, recipe), _sources(gathered)]
     script = f"const LIVE = {live(gathered)};\n" + (_HERE / "report.js").read_text(encoding="utf-8")
     text = page.document(f"Report: {counts.kept} of {counts.rows} images kept", body,
@@ -58,24 +63,25 @@ def _summary(counts, gathered):
     exact = "" if gathered.sampled == counts.rows else f", estimated from {gathered.sampled} of them"
     share = 100 * counts.kept / max(1, counts.rows)
     return tag("div", [
-        tag("p", [f"Decided: {counts.kept} of {counts.rows} images kept ({share:.1f} %)."]),
-        tag("p", ["With the limits on this page: ", tag("b", f"{counts.kept}", id="kept"), " kept, ", tag("b", "0", id="lost"),
-                  " newly rejected, ", tag("b", "0", id="won"), " newly kept", exact, ". ",
-                  tag("button", "Reset", type="button", id="reset")]),
+        tag("p", f"Decided: {counts.kept} of {counts.rows} images kept ({share:.1f} %)."),
+        tag("p", Html(f'With the limits on this page: <b id="kept">{counts.kept}</b> kept, <b id="lost">0</b> newly rejected, '
+                      f'<b id="won">0</b> newly kept{exact}. <button type="button" id="reset">Reset</button>')),
         tag("details", [tag("summary", "Changes for the recipe"), tag("pre", "", id="yaml")])], class_="live")
 
 
 def _funnel(gathered):
     counts, left, rows = gathered.funnel, gathered.funnel.rows, []
+    limited = {limit.rule for limit in gathered.limits}
     for name, rule in gathered.rules.items():
         rejects = rule["action"] == "reject"
         if rejects:
             left -= counts.first[name]
         share = 100 * left / max(1, counts.rows)
         bar = Html(f'<div class="bar"><i style="width:{share:.2f}%"></i></div>') if rejects else "flags only"
-        rows.append([tag("a", name, href=f"#rule-{name}"), rule["why"], bar, page.number(left if rejects else None, "d"),
-                     page.number(counts.fired[name] if rejects else counts.flagged[name], "d"),
-                     page.number(counts.first[name] if rejects else None, "d"), page.number(counts.alone[name] if rejects else None, "d"),
+        link = tag("a", name, href=f"#rule-{name}") if gathered.examples[name] or name in limited else name
+        fired = counts.fired[name] if rejects else counts.flagged[name]
+        shown = (left, fired, counts.first[name], counts.alone[name]) if rejects else (None, fired, None, None)
+        rows.append([link, rule["why"], bar, *(page.number(count, "d") for count in shown),
                      page.Cell(tag("span", "", data_rule=name), style="number")])
     return [page.heading("Funnel", anchor="funnel"), page.table(
         ["rule", "why", "left after it", "left", "fires on", "first to reject", "alone rejects", "now fires on"], rows,
@@ -84,8 +90,8 @@ def _funnel(gathered):
 
 def _sources(gathered):
     total = max(1, sum(kept for _, _, kept, _, _ in gathered.sources))
-    rows = [[name, images, kept, page.number(100 * kept / max(1, images), ".1f"), page.number(100 * kept / total, ".1f"), errors, groups]
-            for name, images, kept, errors, groups in gathered.sources]
+    rows = [[name, images, kept, page.number(100 * kept / max(1, images), ".1f"), page.number(100 * kept / total, ".1f"),
+             errors, groups] for name, images, kept, errors, groups in gathered.sources]
     return [page.heading("Sources and licences", anchor="sources"),
             page.table(["source", "images", "kept", "kept %", "share of the set %", "unreadable", "groups"], rows),
             page.table(["licence", "kept images"], [[name, count] for name, count in gathered.licences.most_common(50)]),
@@ -103,10 +109,10 @@ def _rule(name, gathered, pictures):
         said = f"Rejects {counts.fired[name]}, {counts.alone[name]} of them alone."
     else:
         said = f"Flags {counts.flagged[name]}; rejects nothing."
-    switch = tag("label", [Html(f'<input type="checkbox" data-switch="{name}"{" checked" if rule["action"] == "reject" else ""}>'),
-                           " rejects"])
-    parts = [page.heading(name, 3, f"rule-{name}"), tag("p", [rule["why"] + ". " if rule["why"] else "", tag("code", described), " ", said,
-                                                              " ", switch])]
+    checked = " checked" if rule["action"] == "reject" else ""
+    switch = tag("label", [Html(f'<input type="checkbox" data-switch="{name}"{checked}>'), " rejects"])
+    parts = [page.heading(name, 3, f"rule-{name}"),
+             tag("p", [rule["why"] + ". " if rule["why"] else "", tag("code", described), " ", said, " ", switch])]
     parts += [_limit(k, limit, pictures) for k, limit in limits]
     if not limits and gathered.examples[name]:
         parts.append(_strip([(row, None) for row in gathered.examples[name]], pictures, False))
@@ -120,15 +126,15 @@ def _limit(k, limit, pictures):
     meaning = METRICS.get(limit.metric, ("", ""))[1]
     head = tag("p", [tag("b", f"{limit.metric} {sign} "), tag("output", f"{limit.limit:g}", data_output=k), " fires on ",
                      tag("span", "", data_count=k), f" of {known} measured. ", tag("span", meaning, class_="note")])
-    slide = Html(f'<input type="range" class="limit" data-limit="{k}" min="0" max="{len(limit.edges) - 1}" step="1" value="{limit.at}" '
-                 f'aria-label="limit of {limit.metric}">')
+    slide = Html(f'<input type="range" class="limit" data-limit="{k}" min="0" max="{len(limit.edges) - 1}" step="1" '
+                 f'value="{limit.at}" aria-label="limit of {limit.metric}">')
     chart = tag("div", [_histogram(k, limit), slide], class_="chart")
-    firing, sparing = limit.near["fires"], limit.near["spares"]
-    low_first = firing[::-1] + sparing if limit.kind == "below" else sparing[::-1] + firing
-    return [head, chart, tag("div", [
-        tag("h4", f"Beside {limit.limit:g}" + (", most detailed part at full size" if pixels else "")),
-        _strip(low_first, pictures, pixels, k),
-        tag("h4", "From the lowest to the highest"), _strip(limit.spread, pictures, pixels, k)])]
+    how = " (their most detailed part, pixel by pixel)" if pixels else ""
+    sides = [(f"Just below {limit.limit:g}{how}", "fires" if limit.kind == "below" else "spares"),
+             (f"Just above {limit.limit:g}", "spares" if limit.kind == "below" else "fires")]
+    strips = [[tag("h4", title), _strip(sorted(limit.near[side], key=lambda found: found[1]), pictures, pixels, k)]
+              for title, side in sides]
+    return [head, chart, *strips, tag("h4", "Over the whole range"), _strip(limit.spread, pictures, pixels, k)]
 
 
 def _histogram(k, limit, width=640, height=110):
@@ -136,23 +142,27 @@ def _histogram(k, limit, width=640, height=110):
     inner = limit.counts[1:-1].astype(float)
     inner_alone = limit.decisive[1:-1].astype(float)
     if len(inner):
-        inner[0], inner[-1] = inner[0] + limit.counts[0], inner[-1] + limit.counts[-1]
-        inner_alone[0], inner_alone[-1] = inner_alone[0] + limit.decisive[0], inner_alone[-1] + limit.decisive[-1]
+        inner[0] += limit.counts[0]
+        inner[-1] += limit.counts[-1]
+        inner_alone[0] += limit.decisive[0]
+        inner_alone[-1] += limit.decisive[-1]
     top = max(1.0, inner.max(initial=0)) ** 0.5
     step = width / max(1, len(inner))
 
     def path(values):
-        return "".join(f"M{i * step:.1f} {height}v{-height * v ** 0.5 / top:.1f}h{step:.1f}V{height}z" for i, v in enumerate(values) if v)
+        return "".join(f"M{i * step:.1f} {height}v{-height * v ** 0.5 / top:.1f}h{step:.1f}V{height}z"
+                       for i, v in enumerate(values) if v)
     marks = []
     for share in (0, 0.25, 0.5, 0.75, 1):
         at = round(share * (len(limit.edges) - 1))
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        marks.append(f'<text x="{share * width:.0f}" y="{height + 15}" text-anchor="{anchor}">{limit.edges[at]:.4g}</text>')
+        marks.append(f'<text x="{share * width:.0f}" y="{height + 15}" text-anchor="{anchor}">{limit.edges[at]:.3g}</text>')
     x = limit.at * width / max(1, len(limit.edges) - 1)
-    side = f'<rect class="fires" data-area="{k}" y="0" height="{height}" x="{0 if limit.kind == "below" else x:.1f}" ' \
-           f'width="{x if limit.kind == "below" else width - x:.1f}"/>'
-    return Html(f'<svg viewBox="0 0 {width} {height + 20}" preserveAspectRatio="none" role="img" aria-label="histogram of {limit.metric}">'
-                f'{side}<path class="all" d="{path(inner)}"/><path class="alone" d="{path(inner_alone)}"/>'
+    left, right = (0, x) if limit.kind == "below" else (x, width)
+    return Html(f'<svg viewBox="0 0 {width} {height + 20}" preserveAspectRatio="none" role="img" '
+                f'aria-label="histogram of {limit.metric}">'
+                f'<rect class="fires" data-area="{k}" y="0" height="{height}" x="{left:.1f}" width="{right - left:.1f}"/>'
+                f'<path class="all" d="{path(inner)}"/><path class="alone" d="{path(inner_alone)}"/>'
                 f'<line data-line="{k}" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>{"".join(marks)}</svg>')
 
 
@@ -175,41 +185,43 @@ def _short(name, length=26):
 # ---- duplicates and test images ----------------------------------------------------------------------------------
 
 def _groups(store):
-    """Rows of some groups with their places and reasons, in order of preference: the largest groups, and others evenly spread."""
+    """(row, reason, kept) of the members of some groups, in order of preference: the largest, and others evenly spread."""
     if store.manifest("join") is None:
         return []
     table = store.read("join", ["duplicate_group", "place", "reason"])
+    table = table.append_column("keep", store.read("decide", ["keep"])["keep"])
     rows = np.flatnonzero(pc.is_valid(table["duplicate_group"]).to_numpy())
     if not len(rows):
         return []
     table = table.take(rows)
-    names, sizes = (np.asarray(c) for c in zip(*((e["values"], e["counts"]) for e in pc.value_counts(table["duplicate_group"]).to_pylist())))
+    counted = pc.value_counts(table["duplicate_group"])
+    names, sizes = np.asarray(counted.field("values").to_pylist()), counted.field("counts").to_numpy()
     order = np.lexsort((names, -sizes))
     chosen = [*order[:_GROUPS // 2]]
     rest = order[_GROUPS // 2:]
     chosen += list(rest[np.unique(np.linspace(0, len(rest) - 1, _GROUPS - len(chosen)).astype(int))]) if len(rest) else []
     members = {}
-    groups, places, reasons = (table[c].to_pylist() for c in ("duplicate_group", "place", "reason"))
+    columns = (table[c].to_pylist() for c in ("duplicate_group", "place", "reason", "keep"))
     chosen_names = {str(names[k]) for k in chosen}
-    for row, group, place, reason in zip(rows, groups, places, reasons):
+    for row, group, place, reason, keep in zip(rows, *columns):
         if group in chosen_names:
-            members.setdefault(group, []).append((place, int(row), reason))
-    return [[(row, reason) for _, row, reason in sorted(members[str(names[k])])] for k in chosen]
+            members.setdefault(group, []).append((place, int(row), reason, keep))
+    return [[entry[1:] for entry in sorted(members[str(names[k])])] for k in chosen]
 
 
 def _duplicates(groups, pictures, manifest):
     parts = [page.heading("Duplicates", anchor="duplicates")]
     if manifest:
         parts.append(page.paragraph(f"{manifest['groups']} groups: {manifest['exact']} images are the same bytes as their best copy, "
-                                    f"{manifest['near']} are near duplicates of it. The best copy stands first."))
+                                    f"{manifest['near']} are near duplicates of it. The best copy stands first; where another rule rejects it, "
+                                    "the next one is kept. Framed in green: kept."))
     for members in groups:
         cells = []
-        for row, reason in members[:_MEMBERS]:
+        for row, reason, kept in members[:_MEMBERS]:
             source = pictures.whole(row)
             shown = page.image(source, pictures.name(row)) if source else tag("div", "cannot be shown", class_="blank")
-            cells.append(tag("figure", [shown, tag("figcaption", [tag("span", _short(pictures.name(row)), title=pictures.name(row)),
-                                                                  tag("br"), "best" if reason is None else _how(reason)])],
-                             class_="best" if not cells else None))
+            caption = [tag("span", _short(pictures.name(row)), title=pictures.name(row)), Html("<br>"), _how(reason or "")]
+            cells.append(tag("figure", [shown, tag("figcaption", caption)], class_="best" if kept else None))
         if len(members) > _MEMBERS:
             cells.append(tag("p", f"and {len(members) - _MEMBERS} more"))
         parts.append(tag("div", cells, class_="strip group"))
@@ -217,7 +229,11 @@ def _duplicates(groups, pictures, manifest):
 
 
 def _how(reason):
-    return reason.split(": ", 1)[1] if ": " in reason and reason.startswith("like") else reason.split(";")[0]
+    """The part of a join's reason that speaks of the duplicate."""
+    first = reason.split("; ")[0]
+    if first.startswith("like"):
+        return first.rsplit(": ", 1)[1] + (", mirrored or turned" if ", " in first.rsplit(": ", 1)[0].rsplit("/", 1)[-1] else "")
+    return "same bytes" if first.startswith("same bytes") else "best"
 
 
 def _copies(store):
@@ -240,14 +256,14 @@ def _contamination(copies, pictures, recipe):
     folders = {name: folder for name, folder, _ in references(recipe.join.benchmarks)}
     cells = []
     for row, name, reason in copies:
-        path = next((Path(folder, name[len(known) + 1:]) for known, folder in folders.items() if name.startswith(known + "/")), None)
+        path = next(Path(folder, name[len(known) + 1:]) for known, folder in folders.items() if name.startswith(known + "/"))
         try:
             test = page.image(shrunk(path.read_bytes(), pictures.side), name, quality=80)
         except (OSError, ValueError):
             test = tag("div", "cannot be shown", class_="blank")
         source = pictures.whole(row)
         shown = page.image(source, pictures.name(row)) if source else tag("div", "cannot be shown", class_="blank")
-        cells.append(tag("figure", [tag("div", [shown, test], class_="pair"),
-                                    tag("figcaption", [tag("span", _short(pictures.name(row), 40), title=pictures.name(row)), tag("br"),
-                                                       reason.split("; ")[-1]])]))
-    return [*parts, page.paragraph("Left: the image of the build. Right: the test image that it shows."), tag("div", cells, class_="strip")]
+        caption = [tag("span", _short(pictures.name(row), 40), title=pictures.name(row)), Html("<br>"), reason.split("; ")[-1]]
+        cells.append(tag("figure", [tag("div", [shown, test], class_="pair"), tag("figcaption", caption)]))
+    return [*parts, page.paragraph("Left: the image of the build. Right: the test image that it shows."),
+            tag("div", cells, class_="strip")]

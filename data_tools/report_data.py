@@ -13,7 +13,7 @@ from .funnel import Funnel, funnel
 
 SAMPLE = 20_000                            # rows that the page's live counts are made from
 EDGES = 160                                # positions of a slider
-NEAR, SPREAD = 8, 10                       # pictures beside a limit (on each side), and over the whole range
+NEAR, SPREAD = 8, 8                        # pictures beside a limit (on each side), and over the whole range
 
 
 @dataclass
@@ -68,8 +68,9 @@ def gather(store, near=NEAR):
     needed = sorted({c["metric"] for rule in rules.values() for c in decide.conditions(rule)})
     rows = store.rows("measure")
     step = max(1, -(-rows // SAMPLE))
-    fixed = _first_pass(store, rules, limits, needed, step)
-    examples = _second_pass(store, rules, limits, needed, near)
+    chosen = decide._chosen(store, rules, needed)
+    fixed = _first_pass(decide.metric_tables(store, needed, chosen), rules, limits, step)
+    examples = _second_pass(decide.metric_tables(store, needed, chosen), rules, limits, near)
     return Gathered(rules, funnel(store), limits, fixed, examples, len(range(0, rows, step)), *_provenance(store))
 
 
@@ -80,12 +81,12 @@ def _values(table, metric):
     return pc.fill_null(pc.cast(table[metric], pa.float64()), float("nan")).to_numpy()
 
 
-def _first_pass(store, rules, limits, needed, step):
+def _first_pass(tables, rules, limits, step):
     """Slider positions and bins from every ``step``-th row; and the truth of conditions that have no slider."""
     sampled, fixed = [[] for _ in limits], {}
     start = 0
     rows = []
-    for table in decide.metric_tables(store, needed):
+    for table in tables:
         picked = np.arange(-start % step, len(table), step)
         rows.append(picked + start)
         start += len(table)
@@ -134,12 +135,12 @@ def _set_edges(limit, values):
     limit.edges, limit.at = edges, int(np.searchsorted(edges, limit_))
 
 
-def _second_pass(store, rules, limits, needed, near):
+def _second_pass(tables, rules, limits, near):
     """Histograms over all rows, pictures beside the limits, and examples of what the other rules reject."""
     beside = {(k, side): [np.zeros((0, 4))] for k in range(len(limits)) for side in ("fires", "spares")}
     examples = {name: [np.zeros((0, 2))] for name in rules}
     start = 0
-    for table in decide.metric_tables(store, needed):
+    for table in tables:
         fired = {name: decide.fires(table, rule) for name, rule in rules.items()}
         reject = sum((fired[n].astype(np.int32) for n, r in rules.items() if r["action"] == "reject"), np.zeros(len(table), np.int32))
         rows = np.arange(start, start + len(table))
