@@ -72,9 +72,10 @@ def diff(arguments):
     parser = argparse.ArgumentParser(prog="python -m data_tools diff", description=diff.__doc__)
     parser.add_argument("a", help="work folder")
     parser.add_argument("b", help="work folder")
+    parser.add_argument("--html", metavar="FILE", help="write a page with pictures too")
     options = parser.parse_args(arguments)
     from .diff import diff as compare
-    said = compare(options.a, options.b)
+    said = compare(options.a, options.b, options.html)
     if isinstance(said, str):
         print(said)
     return 0
