@@ -112,17 +112,15 @@ def _convert(hint, value, where):
             return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
     elif origin is dict and isinstance(value, dict):
         return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    elif hint in (typing.Any, dict, list) and (hint is typing.Any or isinstance(value, hint)) or hint is bool and isinstance(value, bool):
+    elif hint is typing.Any or (hint in (dict, list, bool) and isinstance(value, hint)):
         return value
-    elif hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
-        return int(value)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif hint is float and isinstance(value, str):           # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    elif hint in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:                                                    # YAML 1.1 reads 1e-4 as a word
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = None
+        if number is not None and (hint is float or number.is_integer()):
+            return hint(value) if isinstance(value, hint) else hint(number)
     elif hint is str and isinstance(value, (str, Path)):
         return str(value)
     raise RestoreError(f"{where}: expected {_name(hint)}, got {value!r}")
