@@ -95,15 +95,51 @@ def _wide(image):
     return image.float() if image.device.type == "mps" else image.double()
 
 
-def _ssim_uniform(x, y):
-    """One channel, bit for bit scikit-image's result: its filter and its order of operations, on the valid part only."""
+def _ssim_uniform(x, y, strip=48):
+    """One channel, bit for bit scikit-image's result, in two thirds of its time.
+
+    scipy's ``uniform_filter`` keeps a running sum down every column, then along every row. The sum down the columns is
+    made here for all columns and all five planes (x, y, xx, yy, xy) at once, in strips of rows that stay in the cache.
+    """
     from scipy.ndimage import uniform_filter1d
 
-    def box(plane):
-        return uniform_filter1d(uniform_filter1d(plane, 7, 0)[3:-3], 7, 1)[:, 3:-3]
+    height, width = x.shape[0] - 6, x.shape[1]
+    planes = np.empty((strip + 7, 5, width))
+    sums, means = np.empty((2, strip, 5, width))
+    similarity = _frame(height, width - 6)
+    running = None
+    for top in range(0, height, strip):
+        bottom, above = min(top + strip, height), max(top - 1, 0)
+        part = planes[:bottom + 6 - above]
+        part[:, 0], part[:, 1] = x[above:bottom + 6], y[above:bottom + 6]
+        np.multiply(part[:, 0], part[:, 0], out=part[:, 2])
+        np.multiply(part[:, 1], part[:, 1], out=part[:, 3])
+        np.multiply(part[:, 0], part[:, 1], out=part[:, 4])
+        window = sums[:bottom - top]
+        if running is None:
+            window[0] = _first_sum(part)
+            np.subtract(part[7:], part[:-7], out=window[1:])
+        else:
+            np.subtract(part[7:], part[:-7], out=window)
+            window[0] += running
+        for row in range(1, len(window)):
+            np.add(window[row - 1], window[row], out=window[row])
+        running = window[-1].copy()
+        window /= 7
+        mean = means[:len(window)]
+        uniform_filter1d(window, 7, 2, output=mean)
+        _similarity(*(mean[:, i, 3:-3] for i in range(5)), norm=49 / 48, out=similarity[top:bottom])
+    return similarity.mean(dtype=np.float64)
 
-    ux, uy, uxx, uyy, uxy = box(x), box(y), box(x * x), box(y * y), box(x * y)
-    return _similarity(ux, uy, uxx, uyy, uxy, norm=49 / 48)
+
+def _first_sum(rows):
+    """The sum over the first seven rows as scipy arrives at it: from three mirrored rows above the image downwards."""
+    total = rows[2] + rows[1]
+    for row in (0, 0, 1, 2, 3):
+        total += rows[row]
+    for row in (0, 1, 2):
+        total += rows[4 + row] - rows[2 - row]
+    return total
 
 
 def _ssim_gaussian(x, y):
@@ -113,11 +149,19 @@ def _ssim_gaussian(x, y):
     def blur(plane):
         return cv2.sepFilter2D(plane, cv2.CV_64F, kernel, kernel)[5:-5, 5:-5]
 
-    return _similarity(blur(x), blur(y), blur(x * x), blur(y * y), blur(x * y), norm=1.0)
+    similarity = _frame(x.shape[0] - 10, x.shape[1] - 10)
+    _similarity(blur(x), blur(y), blur(x * x), blur(y * y), blur(x * y), norm=1.0, out=similarity)
+    return similarity.mean(dtype=np.float64)
 
 
-def _similarity(ux, uy, uxx, uyy, uxy, norm):
-    """Mean SSIM from the local means; the intermediate planes are written in place, which halves the time."""
+def _frame(height, width):
+    """An empty plane that is part of a larger one: scikit-image takes the mean of such a part, whose rows are summed one
+    by one, and the last digit depends on it."""
+    return np.empty((height, width + 1))[:, :-1]
+
+
+def _similarity(ux, uy, uxx, uyy, uxy, norm, out):
+    """SSIM at every place from the local means, which are overwritten."""
     xx, yy, xy = ux * ux, uy * uy, ux * uy
     for mean, square in ((uxx, xx), (uyy, yy), (uxy, xy)):
         mean -= square
@@ -132,8 +176,7 @@ def _similarity(ux, uy, uxx, uyy, uxy, norm):
     uxy += _C2
     xx *= uxx
     xy *= uxy
-    xy /= xx
-    return xy.mean(dtype=np.float64)
+    np.divide(xy, xx, out=out)
 
 
 def _ssim_torch(image, clean, window):

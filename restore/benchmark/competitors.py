@@ -265,7 +265,7 @@ def _open(name, what, depths, device):
     name = name or path.stem
     wanted = []
     for depth in depths if model.depths else []:
-        wanted += list(model.depths) if depth == "all" else [depth]
+        wanted += sorted(model.depths, key=lambda known: sum(model.depths[known])) if depth == "all" else [depth]
     wanted = list(dict.fromkeys(wanted)) or [None]
     return [Network(f"{name}@{depth}" if depth is not None else name, model, what, _parsed(depth), device) for depth in wanted]
 

@@ -67,6 +67,7 @@ def _input(item, entry, protocol, sequence):
             raise ImageError(f"{item.name}: {item.degraded} is {degraded.shape[0]}x{degraded.shape[1]} and {item.clean} "
                              f"{clean.shape[0]}x{clean.shape[1]} (height x width); a pair must have one size")
         clean = clean[border:clean.shape[0] - border, border:clean.shape[1] - border]
+    note = _note(item, entry, clean)
     degraded, clean = (None if image is None else crop(image, protocol.align) for image in (degraded, clean))
     shape = (clean if degraded is None else degraded).shape
     if 0 in shape:
@@ -74,7 +75,7 @@ def _input(item, entry, protocol, sequence):
     if entry.sigma is not None:
         noise = _by_name(item.name, entry.sigma, shape) if sequence is None else sequence.randn(*shape)
         degraded = add_noise(clean, noise, entry.sigma)
-    return Input(item.name, degraded, clean, note=_note(item, entry, clean))
+    return Input(item.name, degraded, clean, note=note)
 
 
 def _note(item, entry, clean):
@@ -82,7 +83,7 @@ def _note(item, entry, clean):
         return ""
     if np.array_equal(clean[..., 0], clean[..., 1]) and np.array_equal(clean[..., 0], clean[..., 2]):
         return f"{item.name}: gray, scored as RGB of equal channels"
-    if entry.set.sizes and tuple(image_size(item.clean, orientation=False)) not in entry.set.sizes:
+    if entry.set.sizes and clean.shape[:2] not in entry.set.sizes:
         return f"{item.name}: not of this set's size"
     return ""
 

@@ -22,10 +22,10 @@ def write_report(results, summary, out):
     """Write every file of the report into ``out`` and return their paths."""
     out = Path(out)
     metrics = list(summary["metrics"])
-    drawn = quality_curves(summary)
+    drawn, csv = quality_curves(summary), tables.csv_text(results.rows, metrics)
     files = {"report.md": tables.markdown(summary), "report.tex": tables.latex(summary),
-             "report.json": json.dumps(_finite(summary), indent=1) + "\n", "results.csv": tables.csv_text(results.rows, metrics),
-             "results.parquet": tables.parquet_bytes(results.rows, metrics), "report.html": html_page(results, summary, drawn),
+             "report.json": json.dumps(_finite(summary), indent=1) + "\n", "results.csv": csv,
+             "results.parquet": tables.parquet_bytes(csv, metrics), "report.html": html_page(results, summary, drawn),
              **{f"curve-{key}.svg": svg for key, svg in drawn.items()}}
     for name, content in files.items():
         write_bytes(out / name, content)
@@ -206,7 +206,7 @@ def _galleries(results, summary):
 def _crop(crop):
     reference = crop.degraded if crop.clean is None else crop.clean
     caption = crop.name if crop.gain is None else f"{crop.name}, {crop.gain:+.2f} dB, at {crop.box[1]}, {crop.box[0]}"
-    form = {"format": "webp", "quality": 90}
+    form = {"quality": 92}
     both = page.tag("div", [page.slider(crop.degraded, crop.restored, ("input", "output"), **form),
                             page.image(difference_map(crop.restored, reference), "difference", **form)], class_="pair")
     return page.figure(both, caption)
