@@ -136,7 +136,7 @@ def load(path, output=None, overrides=()):
     values = _read(path) if is_recipe else {"sources": [{"path": str(path)}]}
     base = Path(path).absolute().parent if is_recipe else Path.cwd()
     for key, value in overrides:
-        *groups, last = key.split(".")
+        *groups, last = key.split(".", 1) if key.startswith("rules.") else key.split(".")
         inner = values
         for group in groups:
             inner = inner.setdefault(group, {})
