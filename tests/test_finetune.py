@@ -134,6 +134,17 @@ def test_pairs_are_cut_and_turned_together(sets):
     assert seen > 20
 
 
+def test_images_kept_as_tensors_give_the_same_samples(sets):
+    """As with ``data.on_device``, but on the CPU, where both ways draw the same numbers."""
+    recipe = recipe_of(sets)
+    arrays, tensors = mixture(recipe), mixture(recipe)
+    for images in tensors.images:
+        images.on_device = True
+    for k in range(12):
+        expected, sample = arrays.sample(k), tensors.sample(k)
+        assert torch.equal(sample["input"], expected["input"]) and torch.equal(sample["target"], expected["target"])
+
+
 def test_images_smaller_than_the_crop(sets):
     samples = mixture(recipe_of(sets, data={"crop": 64}))
     for k in range(12):
