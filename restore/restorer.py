@@ -1,5 +1,6 @@
 """The :class:`Restorer`: a network, ready for images of any size and kind, within a budget of memory."""
 
+import copy
 import os
 
 import numpy as np
@@ -13,10 +14,10 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _DEFAULT_MEMORY = 2e9                        # on a CPU, for the whole process: a 24-megapixel photo fits
 _SHARE = 0.8                                 # of what is free, at most
-_PROCESS = 4e8                               # what Python and torch take before any image
-_OVERHEAD = 1.3                              # of a network beyond its tensors: scratch buffers of the kernels, measured
+_PROCESS = 7.5e8                             # what Python and torch take without any image: measured, CUDA's torch
+_OVERHEAD = 1.15                             # of a network beyond its tensors: scratch buffers of the kernels, measured
 _LEAST = 1.5e8                               # for the network, however small the budget
-_SMALL = 128 * 128                           # up to this many pixels an image is never cut
+_SMALL = 256 * 256                           # up to this many pixels an image is never cut
 _FLOOR = 48                                  # pixels a side: a tile that fails here fails for good
 
 
@@ -32,12 +33,15 @@ class Restorer:
     allocates there. None is 2 GB on a CPU (less if less is free) and 80 % of an accelerator's free memory;
     ``"unlimited"`` never cuts unless memory runs out. ``overlap`` is how many pixels neighbouring tiles share.
 
+    ``depth="auto"`` takes for each image the best depth within ``budget``, such as ``"200ms"``, ``"20gmacs"`` or ``"1GB"``
+    (see :mod:`restore.budget`).
+
     **Tiles change the result slightly**: channel attention and prompts look at the whole of what they are given. With
     the same settings the same image gives the same tiles; :meth:`tile` tells which. On a CPU the network runs through
     :func:`restore.fast.fast`, a snapshot of its weights.
     """
 
-    def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=64):
+    def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=64, budget=None):
         if precision not in PRECISIONS:
             raise RestoreError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
         if overlap < 0:
@@ -55,6 +59,12 @@ class Restorer:
             self.network = fast(self.model, PRECISIONS[precision] or torch.float32)
             if self.network is not self.model:               # it has its precision in its weights
                 self._autocast = None
+        if (depth == "auto") != (budget is not None):
+            raise RestoreError("depth auto and a budget such as 200ms, 20gmacs or 1GB go together")
+        self.budget = None
+        if budget is not None:
+            from .budget import parse_budget
+            self.budget, depth = parse_budget(budget), None
         self.depth = model.repeats(depth) or None
         self.overlap = -(-overlap // model.multiple) * model.multiple
         self._cost = None                    # of the network: bytes, and bytes per pixel
@@ -95,9 +105,29 @@ class Restorer:
             raise RestoreError(f"an image tensor is floating point in [0, 1], not {pixels.dtype}; use an array for bytes")
         if not all(bool(torch.isfinite(plane).all()) for plane in pixels):
             raise RestoreError("the image holds values that are not numbers (NaN or infinite)")
+        chosen = self.for_size(*pixels.shape[1:])
         with torch.no_grad():
-            out = self._run(pixels.detach().float(), progress, self.tile(*pixels.shape[1:]))
+            out = chosen._run(pixels.detach().float(), progress, chosen.tile(*pixels.shape[1:]))
             return out.clamp_(0, 1).to(pixels.dtype)
+
+    def at(self, depth):
+        """This restorer at another depth, sharing the network and all settings."""
+        other = copy.copy(self)
+        other.depth, other.budget, other._cost = self.model.repeats(depth) or None, None, None
+        return other
+
+    def for_size(self, height, width):
+        """This restorer at the depth that its budget allows for such an image; itself if it has no budget."""
+        if self.budget is None:
+            return self
+        from .budget import choose_depth
+        return self.at(choose_depth(self, self.budget, height, width))
+
+    def footprint(self):
+        """Bytes that the network takes at work: ``(fixed, per pixel)``, beyond its weights and the image."""
+        if self._cost is None:
+            self._cost = measure(self.network, self.depth, 8 * self.model.multiple, 16 * self.model.multiple)
+        return self._cost
 
     def tile(self, height, width):
         """``(height, width)`` of the tiles for an image of this size: its own size if it is run whole."""
@@ -170,15 +200,13 @@ class Restorer:
         """Pixels that the network may be given at once for an image of this size."""
         if height * width <= _SMALL or self.memory == float("inf"):
             return float("inf")
-        if self._cost is None:
-            self._cost = measure(self.network, self.depth, 8 * self.model.multiple, 16 * self.model.multiple)
-        fixed, per_pixel = self._cost
+        fixed, per_pixel = self.footprint()
         room = self._room(height * width) / _OVERHEAD
-        return max(_SMALL // 4, (room - fixed) / max(per_pixel, 1.0))
+        return max(_SMALL / 4, (room - fixed) / max(per_pixel, 1.0))
 
     def _room(self, pixels):
         """Bytes for the network while an image of so many pixels is held."""
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        weights = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters())    # as they came, and repacked
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             used = torch.cuda.memory_allocated(self.device)

@@ -5,10 +5,13 @@ each folder its structure; with one input, -o may name a file. An output has the
 as far as the format has it, the alpha and the metadata of its input. Finished outputs are never touched unless
 --overwrite says so: with --resume they are skipped, so an interrupted run goes on where it was.
 
+Started as several processes (torchrun or accelerate launch -m restore run ...), each takes its share of the files.
+
 A file that cannot be restored is reported and the rest goes on; the exit status is then 1.
 """
 
 import errno
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -17,6 +20,7 @@ from ..errors import ImageError, RestoreError
 from ..files import expand, require_space
 
 MARK = ".restored"
+_LARGE = 4_000_000                           # pixels from which the time is told beforehand
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -25,7 +29,10 @@ def add_arguments(parser):
     parser.add_argument("-o", "--output", metavar="OUT", help="a folder, or for a single input a file")
     parser.add_argument("-m", "--model", default="anydepth", metavar="M",
                         help="bundled name, checkpoint folder or .safetensors (default: %(default)s)")
-    parser.add_argument("-d", "--depth", metavar="D", help="small, large or repeats such as 2,3,3,4 (default: the model's)")
+    parser.add_argument("-d", "--depth", metavar="D", help="small, large, repeats such as 2,3,3,4, or auto "
+                        "with --budget (default: the model's)")
+    parser.add_argument("--budget", metavar="B", help="for each image the best depth within 200ms, 20gmacs or 1GB (times are "
+                        "measured once for each device and remembered)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: %(default)s")
     parser.add_argument("--memory", metavar="SIZE", help="budget such as 2GB or 'unlimited'; above it an image is restored in "
@@ -40,7 +47,8 @@ def add_arguments(parser):
 def run(args):
     if args.quality is not None and not 1 <= args.quality <= 100:
         raise RestoreError(f"--quality {args.quality}: give a number from 1 to 100")
-    jobs = work_list(args.inputs, args.output)
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    jobs = work_list(args.inputs, args.output)[rank::world]      # its own outputs alone are looked at below
     finished = {target for _, target in jobs if target.exists()}
     if finished and not (args.resume or args.overwrite):
         raise RestoreError(f"{min(finished)} exists{f', and {len(finished) - 1} more outputs' if len(finished) > 1 else ''}; "
@@ -113,10 +121,21 @@ def _restorer(args):
     from ..memory import keep_freed_memory
     from ..restorer import Restorer
     keep_freed_memory()
-    restorer = Restorer(args.model, args.depth, args.device, args.precision, args.memory)
-    print(f"{args.model}: {restorer.model.name}, depth {format_depth(restorer.depth) if restorer.depth else 'fixed'}, "
+    depth = args.depth or ("auto" if args.budget else None)
+    restorer = Restorer(args.model, depth, _device(args.device), args.precision, args.memory, budget=args.budget)
+    depth = f"within {args.budget}" if args.budget else format_depth(restorer.depth) or "fixed"
+    print(f"{args.model}: {restorer.model.name}, depth {depth}, "
           f"{restorer.device}, {args.precision}", file=sys.stderr)
     return restorer
+
+
+def _device(name):
+    """Of several processes on a machine each takes the GPU of its number."""
+    if name == "auto" and "LOCAL_RANK" in os.environ:
+        import torch
+        if torch.cuda.is_available():
+            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return name
 
 
 def _restore_all(jobs, restorer, quality):
@@ -153,16 +172,23 @@ def _restore_all(jobs, restorer, quality):
 def _restore_one(path, target, restorer, quality, bar):
     from tqdm import tqdm
 
+    from ..budget import readable_seconds, seconds
+    from ..depth import format_depth
     from ..image import check_writable, read_image
     image = read_image(path)
     check_writable(target, alpha=image.alpha is not None)
     _, height, width = image.pixels.shape
     _require_space(target, height * width * (1 if image.gray else 3) * image.bits // 8)
     notes = list(image.notes)
+    if restorer.budget:
+        restorer = restorer.for_size(height, width)
+        notes.append(f"depth {format_depth(restorer.depth)}")
     tiles = restorer.count_tiles(height, width)
     if tiles > 1:
         tall, wide = restorer.tile(height, width)
         notes.append(f"restored in {tiles} tiles of {wide} x {tall}, which differs slightly from the whole (see --memory)")
+    if height * width >= _LARGE:
+        notes.append(f"{height * width / 1e6:.1f} megapixels, about {readable_seconds(seconds(restorer, height, width))}")
     for note in notes:
         tqdm.write(f"{path}: {note}", file=sys.stderr)
     pixels, image.pixels = image.pixels, None                # so that the input goes before the output is written

@@ -46,7 +46,7 @@ def run(args):
         torch.set_num_threads(args.threads)
     other = speed.load_callable(args.against) if args.against else None
     model = open_model(args.model)
-    labels = args.depth or list(model.depths) or [None]
+    labels = args.depth or sorted(model.depths, key=lambda name: sum(model.depths[name])) or [None]
     restorers = {label: Restorer(model, label, args.device, args.precision, "unlimited") for label in labels}
     clock = speed.Clock(next(iter(restorers.values())).device)
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)).to(clock.device)
