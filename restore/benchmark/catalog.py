@@ -242,7 +242,8 @@ def _protocol(name, value, path):
 def _read(path):
     import yaml
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))     # the C one is ten times faster
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RestoreError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, (dict, list)):
