@@ -69,6 +69,13 @@ class TestFiles:
         assert float(noise.std()) == pytest.approx(25, rel=0.1)      # not averaged over channels
         assert float(read_image(tmp_path / "out" / "alpha.noise.png").alpha[0, 0]) == pytest.approx(128 / 255)
 
+    def test_no_original_is_overwritten_and_no_result_lost(self, photo, tmp_path, capsys):
+        before = photo.read_bytes()
+        assert degrade(photo, "--kind", "rain", "-o", photo) == 1
+        assert photo.read_bytes() == before and "would be overwritten" in capsys.readouterr().err
+        assert degrade(photo, "--kind", "rain", "haze", "-o", tmp_path / "one.png") == 1
+        assert "there are 2 results" in capsys.readouterr().err and not (tmp_path / "one.png").exists()
+
     def test_a_bad_file_does_not_stop_the_rest(self, photo, tmp_path, capsys):
         bad = tmp_path / "bad.png"
         bad.write_bytes(b"no image")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import RestoreError
-from ..files import expand
+from ..files import IMAGE_SUFFIXES, expand
 
 KINDS = ("noise", "jpeg", "mask", "rain", "haze")
 _TILE = (225, 300)                       # height and width of a photo on the contact sheet
@@ -71,7 +71,9 @@ def _files(args, kinds, images):
 
     from ..image import read_image, write_image
     output = args.output or Path("degraded")
-    as_file = len(images) == len(kinds) == 1 and output.suffix and not output.is_dir()
+    as_file = output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()
+    if as_file and len(images) * len(kinds) > 1:
+        raise RestoreError(f"-o {output}: is one file, and there are {len(images) * len(kinds)} results; give a folder")
     failed, taken = 0, set()
     for path, relative in tqdm(images, unit="image", disable=None):
         try:
@@ -82,6 +84,8 @@ def _files(args, kinds, images):
                 if target in taken:          # a.jpg and a.png beside each other
                     target = target.with_name(f"{relative.name}.{kind}.png")
                 taken.add(target)
+                if target.exists() and target.samefile(path):
+                    raise RestoreError(f"{path}: would be overwritten by its degraded version; choose another -o")
                 result = _degraders(args, relative.name, depth)[kind](image.pixels)
                 if image.gray:               # one channel of the result, so that grey noise keeps its strength
                     result = result[1:2].expand(3, -1, -1)
