@@ -41,7 +41,7 @@ class Restorer:
     :func:`restore.fast.fast`, a snapshot of its weights.
     """
 
-    def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=64, budget=None):
+    def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=48, budget=None):
         if precision not in PRECISIONS:
             raise RestoreError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
         if overlap < 0:

@@ -138,7 +138,7 @@ def test_other_errors_are_not_taken_for_memory():
 
 def test_the_budget_decides():
     toy = Toy()
-    for megabytes, tiles in ((3000, 1), (900, None)):
+    for megabytes, tiles in ((3000, 1), (1000, None)):
         count = Restorer(toy, memory=f"{megabytes}MB").count_tiles(2000, 1900)
         assert count == tiles if tiles else count > 1
     assert Restorer(toy, memory="unlimited").count_tiles(60_000, 60_000) == 1
