@@ -1,7 +1,7 @@
 """All-in-one image restoration at any depth: the networks, the images, the degradations, the scores.
 
     import restore
-    model = restore.load("anydepth")                 # a bundled name, a checkpoint folder or a .safetensors file
+    model = restore.load("dynet_small")              # a bundled name, a checkpoint folder or a .safetensors file
     restorer = restore.Restorer(model, depth="small")
     restorer("photo.jpg").save("photo.restored.jpg")
 """
