@@ -18,7 +18,6 @@ from restore.models import create_model
 from .bench import step_seconds
 from .run import build_data, build_model
 
-
 NOTES = """\
   equal steps: against one network a depth with as many steps each, which is how the paper counts. A depth gets fewer samples then.
   equal samples: against one network a depth, each for as many samples as that depth sees here. The same arithmetic, whatever the

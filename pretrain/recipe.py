@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from restore.errors import RestoreError
-from restore.training import Training
+from restore.settings import Training
 
 TASKS = ("noise", "rain", "haze")
 
@@ -131,7 +131,7 @@ class Validation:
 
 @dataclasses.dataclass
 class Recipe(Training):
-    """A pre-training run. The keys of :class:`restore.training.Training` stand beside these at the top."""
+    """A pre-training run. The keys of :class:`restore.settings.Training` stand beside these at the top."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     noise: Noise = field(default_factory=Noise)

@@ -120,6 +120,40 @@ class RunFolder:
         return None
 
 
+def collect(learner, optimizer):
+    """``(groups, scalars)``: all tensors of a training state as :meth:`RunFolder.save` takes them, and the optimizer's plain numbers.
+
+    Whole and on the CPU, also of sharded weights; every process must call it.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    tensors, scalars = {}, {}
+    state = get_optimizer_state_dict(learner, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    for name, values in state.get("state", {}).items():
+        for key, value in values.items():
+            (tensors if hasattr(value, "untyped_storage") else scalars)[f"{name}::{key}"] = value
+    return {"model": whole_state(learner), "optimizer": tensors}, scalars
+
+
+def apply(learner, optimizer, groups, scalars):
+    """Put what :func:`collect` gave into a fresh ``learner`` and ``optimizer``."""
+    from torch.distributed.checkpoint import state_dict as distributed
+    options = distributed.StateDictOptions(full_state_dict=True)
+    fresh = distributed.get_optimizer_state_dict(learner, optimizer, options=options)
+    values = {}
+    for key, value in [*groups["optimizer"].items(), *scalars.items()]:
+        name, _, entry = key.rpartition("::")
+        values.setdefault(name, {})[entry] = value
+    distributed.set_optimizer_state_dict(learner, optimizer, {"state": values, "param_groups": fresh["param_groups"]}, options=options)
+    distributed.set_model_state_dict(learner, groups["model"], options=options)     # last: the line above takes an empty step
+
+
+def whole_state(module):
+    """The module's state dict on the CPU, shards put together, each tensor with a storage of its own; every process must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
 def damage(folder):
     """What is wrong with a checkpoint folder by its manifest, in words, or None if it is whole."""
     try:

@@ -6,98 +6,24 @@ ends with the same bits as an unbroken one.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import math
 import time
-from typing import Literal
+import warnings
 
 import numpy as np
 import torch
 from torch import nn
 
 from . import branches as branching
-from .branches import Branches
 from .data import batches
 from .errors import RestoreError
 from .losses import build_loss
 from .recipe import flatten, to_dict
-from .resume import RunFolder
+from .resume import RunFolder, apply, collect, whole_state
+from .settings import Training, learning_rate, require_same
 
-# Keys that may change between a run and its resumption, since the weights do not depend on them. `steps` may be extended: the cosine
-# then ends at the new number, and the learning rate jumps to where that curve is.
-FREE_KEYS = ("steps", "workers", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "trackers", "validation.",
-             "data.cache_mb", "accumulate")
-TRACKERS = ("tensorboard", "trackio", "wandb")
-
-
-@dataclasses.dataclass
-class Training:
-    """What every training run has; a recipe inherits it and adds its data, so that its keys stand at the top of the YAML.
-
-    batch_size: samples in one optimizer step, over all processes; each process takes ``batch_size / processes`` of them,
-        in ``accumulate`` micro-batches. The recipe so means the same on one device and on eight.
-    lr, warmup, lr_end: cosine from ``lr`` down to ``lr * lr_end`` after ``warmup`` steps of linear rise (never from 0).
-    clip: largest norm of the gradient, 0 for none. ema: decay of the averaged weights, 0 for none.
-    weight_decay: AdamW's, on weights of two and more dimensions (not on biases and norms).
-    max_bad_steps: the run stops after this many consecutive steps with a loss or gradient that is not finite.
-    deterministic: also on a GPU only operations that repeat to the bit (slower; a CPU repeats anyway).
-    """
-    seed: int = 0
-    steps: int = 1000
-    batch_size: int = 8
-    accumulate: int = 1
-    workers: int = 2
-    device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    deterministic: bool = False
-    lr: float = 2e-4
-    lr_end: float = 0.01
-    warmup: int = 0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.999
-    loss: Literal["l1", "charbonnier", "frequency"] = "l1"
-    branches: Branches = dataclasses.field(default_factory=Branches)
-    sync_batchnorm: bool = False
-    max_bad_steps: int = 50
-    log_every: int = 50
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    trackers: list[str] = dataclasses.field(default_factory=list)
-
-    def check(self):
-        for key in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints",
-                    "max_bad_steps"):
-            if getattr(self, key) < 1:
-                raise RestoreError(f"{key}: {getattr(self, key)} must be at least 1")
-        for key in ("seed", "workers", "warmup", "weight_decay", "clip"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise RestoreError(f"{key}: {getattr(self, key)} must be 0 or more, and finite")
-        if not 0 < self.lr < math.inf:
-            raise RestoreError(f"lr: {self.lr} must be positive and finite")
-        for key in ("lr_end", "ema"):
-            if not 0 <= getattr(self, key) <= (1 if key == "lr_end" else 0.999999):
-                raise RestoreError(f"{key}: {getattr(self, key)} must be from 0 to below 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise RestoreError(f"betas: {list(self.betas)} must be from 0 to below 1")
-        if self.warmup >= self.steps:
-            raise RestoreError(f"warmup: {self.warmup} steps leave nothing of the {self.steps} steps")
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise RestoreError(f"trackers: {name!r} is none of {', '.join(TRACKERS)} (log.jsonl is always written)")
-
-
-def learning_rate(training, step):
-    """Learning rate of ``step`` (from 0): a line up to ``lr`` over ``warmup`` steps, then a cosine down to ``lr * lr_end``."""
-    if step < training.warmup:
-        return training.lr * (step + 1) / (training.warmup + 1)
-    progress = (step - training.warmup) / max(training.steps - training.warmup, 1)
-    return training.lr * (training.lr_end + (1 - training.lr_end) * (1 + math.cos(math.pi * min(progress, 1))) / 2)
+__all__ = ["Learner", "Training", "learning_rate", "train"]
 
 
 class Learner(nn.Module):
@@ -177,6 +103,8 @@ class _Run:
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
         self.criterion = build_loss(recipe.loss)
         self.parallel = isinstance(self.learner, nn.parallel.DistributedDataParallel)
+        if self.parallel:                           # the exchange copies such a gradient, which is all that the warning says
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self.step, self.counters = 0, {"skipped_steps": 0, "bad_in_a_row": 0, "broken_samples": 0, "seconds": 0.0}
         self.meter, self.broken, self.scores = {}, {}, {}
         if saved is not None:
@@ -194,7 +122,7 @@ class _Run:
             return None
         if not resume:
             raise RestoreError(f"{self.folder.path}: holds a run already; add --resume to go on with it, or choose another folder")
-        _same_recipe(self.folder.recipe(), plain, self.folder.path)
+        require_same(self.folder.recipe(), plain, self.folder.path)
         self.folder.clear_partial()
         saved = self.folder.load()
         self.accelerator.wait_for_everyone()
@@ -251,9 +179,12 @@ class _Run:
                     largest = output.detach() if i == 0 and any(p.distill for p in passes) else largest
                     finite *= torch.isfinite(loss.detach())
                     loss = loss * (item.weight / recipe.accumulate)
-                    if last and self.parallel:      # each parameter takes part in the exchange, also one that no depth of this step used
+                    if last and self.parallel:      # each weight takes part in the exchange, also one that no depth of this step used
                         loss = loss + 0 * sum(p.sum() for p in self.learner.parameters() if p.requires_grad)
                     accelerator.backward(loss)
+        for p in self.learner.parameters():
+            if p.requires_grad and p.grad is None:      # as that sum does: one process and many then take the same step
+                p.grad = torch.zeros_like(p)
         norm = accelerator.clip_grad_norm_(self.learner.parameters(), recipe.clip or math.inf)
         self._update(finite * torch.isfinite(norm).to(finite), norm)
 
@@ -346,37 +277,39 @@ class _Run:
                 "seconds": round(self.counters["seconds"] + time.monotonic() - self.started, 1)}
 
     def _validate(self):
+        """PSNR of the averaged weights at every depth, into the log; returns it in short. Each process takes its share of the pairs."""
         from accelerate.utils import DistributedType, gather_object
 
         from .validation import summarise, validate
         accelerator = self.accelerator
-        shared = accelerator.distributed_type == DistributedType.FSDP         # its forward needs every process at once
-        pairs = self.validation if shared else self.validation[accelerator.process_index::accelerator.num_processes]
+        rank, world = accelerator.process_index, accelerator.num_processes
         strip = self.folder.path / "validation" / f"step-{self.step:08d}.png" if accelerator.is_main_process else None
-        with self.average.applied(self.network) if self.average else contextlib.nullcontext():
-            part = validate(self.network, pairs, self.depths, accelerator.device, strip)
-        self.scores = summarise([part] if shared else gather_object([part]))
+        with self._averaged():
+            network = self.network
+            if accelerator.distributed_type == DistributedType.FSDP:           # put together in the main process, which does it all
+                network, world = self._whole_network(), 1
+            part = validate(network, self.validation[rank::world], self.depths, accelerator.device, strip) if rank < world else {}
+        self.scores = summarise(gather_object([part]))
         self.folder.log(step=self.step, psnr={str(d): {t: round(v, 4) for t, v in s.items()} for d, s in self.scores.items()})
         accelerator.log({f"psnr/{d}/{t}": v for d, s in self.scores.items() for t, v in s.items()}, step=self.step)
         return f"step {self.step}: PSNR " + ", ".join(f"{d} {s['mean']:.2f}" for d, s in self.scores.items()) + " dB"
 
+    def _averaged(self):
+        return self.average.applied(self.network) if self.average else contextlib.nullcontext()
+
+    def _whole_network(self):
+        """A plain copy of the network in the main process, None in the others; every process must call it."""
+        from .models import create_model
+        whole = whole_state(self.network)
+        if not self.accelerator.is_main_process:
+            return None
+        copy = create_model(self.network.name, **self.network.config)
+        copy.load_state_dict(whole)
+        return copy
+
     def _save(self):
         from accelerate.utils import gather_object
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_model_state_dict,
-            get_optimizer_state_dict,
-        )
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=options)
-        tensors, scalars = {}, {}
-        for name, values in optimizer.get("state", {}).items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"{name}::{key}"] = value
-                else:
-                    scalars[f"{name}::{key}"] = value
-        groups = {"model": _unshared(get_model_state_dict(self.learner, options=options)), "optimizer": tensors}
+        groups, scalars = collect(self.learner, self.optimizer.optimizer)
         if self.average:
             groups["ema"] = self.average.state()
         parts = gather_object([list(self.broken)])
@@ -391,21 +324,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, step, groups, state):
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_optimizer_state_dict,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
-        options = StateDictOptions(full_state_dict=True)
-        fresh = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=options)
-        values = {}
-        for key, value in [*groups["optimizer"].items(), *state["optimizer_scalars"].items()]:
-            name, _, entry = key.rpartition("::")
-            values.setdefault(name, {})[entry] = value
-        set_optimizer_state_dict(self.learner, self.optimizer.optimizer,
-                                 {"state": values, "param_groups": fresh["param_groups"]}, options=options)
-        set_model_state_dict(self.learner, groups["model"], options=options)
+        apply(self.learner, self.optimizer.optimizer, groups, state["optimizer_scalars"])
         if self.average:
             self.average.load(groups["ema"])
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -416,6 +335,9 @@ class _Run:
         if not self.accelerator.is_main_process:
             self.counters = {**self.counters, "broken_samples": 0}
         self.accelerator.print(f"{self.folder.path}: going on from step {step}")
+        if state["processes"] != self.accelerator.num_processes:
+            self.accelerator.print(f"{state['processes']} processes before, {self.accelerator.num_processes} now: the same samples in "
+                                   "each step, but sums are rounded otherwise, so the end is not the same to the bit")
 
     def _start_trackers(self):
         if self.recipe.trackers:
@@ -429,22 +351,13 @@ class _Run:
         final = self.folder.path / "final"
         facts = {"recipe": to_dict(self.recipe), "steps": self.step, "skipped_steps": self.counters["skipped_steps"],
                  "psnr": self.scores, "versions": _short_versions(), **self.provenance}
-        with self.average.applied(self.network) if self.average else contextlib.nullcontext():
-            self._export(checkpoint, final, facts)
+        with self._averaged():
+            network = self._whole_network()
+        if network is not None:
+            checkpoint.save(network, final, facts)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return final
-
-    def _export(self, checkpoint, final, facts):
-        """Save the network alone; shards are put together first."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        from .models import create_model
-        whole = get_model_state_dict(self.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if self.accelerator.is_main_process:
-            copy = create_model(self.network.name, **self.network.config)
-            copy.load_state_dict(whole)
-            checkpoint.save(copy, final, facts)
 
 
 def _accelerator(recipe, out):
@@ -456,10 +369,13 @@ def _accelerator(recipe, out):
     AcceleratorState._reset_state()                 # a second run in one process may have another precision
     precision = "no" if recipe.precision == "fp32" else recipe.precision
     try:
-        return Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu", log_with=recipe.trackers or None,
-                           project_dir=str(out))
+        accelerator = Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu", log_with=recipe.trackers or None,
+                                  project_dir=str(out))
     except ValueError as error:
         raise RestoreError(f"precision: {recipe.precision} does not work here: {error}") from None
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise RestoreError("FSDP: only its second version is supported; set fsdp_version: 2 in Accelerate's configuration")
+    return accelerator
 
 
 def _micro_batch(recipe, processes):
@@ -478,27 +394,12 @@ def _optimizer(learner, recipe):
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas)
 
 
-def _same_recipe(old, new, folder):
-    """Refuse to go on with another recipe, naming each key that differs."""
-    old, new = flatten(old), flatten(new)
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)]
-    if changed:
-        listed = "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in changed)
-        raise RestoreError(f"{folder}: the run was started with another recipe: {listed}. Start a new run in another folder, or "
-                           "give the old values.")
-
-
 def _mixed(*numbers):
     return int(np.random.SeedSequence([*numbers, 6]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _plain(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _unshared(tensors):
-    """Tensors with storages of their own, as safetensors wants them."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _device_name(device):

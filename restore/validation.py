@@ -33,11 +33,12 @@ def validate(network, pairs, depths, device, strip=None):
     scores, rows = {}, []
     try:
         with torch.compiler.set_stance("force_eager"):          # a compiled network would compile anew for each size
-            restorers = {name: Restorer(network, depth=parse_depth(name), device=device) for name in depths}
+            restorer = Restorer(network, device=device)
+            restorers = {name: restorer.at(parse_depth(name)) for name in depths}
             for i, pair in enumerate(pairs):
                 row = {"input": pair.input, **{name: r.restore(pair.input).cpu() for name, r in restorers.items()}}
                 for name, image in row.items():
-                    score = psnr(torch.nan_to_num(image), pair.target, limit=100)
+                    score = psnr(image, pair.target, limit=100)
                     scores.setdefault(name or "only", {}).setdefault(pair.task, []).append(score)
                 if len(rows) < STRIP_ROWS and (len(pairs) <= STRIP_ROWS or i * STRIP_ROWS // len(pairs) == len(rows)):
                     rows.append([*row.values(), pair.target])

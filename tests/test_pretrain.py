@@ -120,7 +120,8 @@ def test_each_degradation_comes_as_often_and_as_strong_as_the_recipe_says(photos
     assert middle[middle != 0].std().item() * 255 == pytest.approx(20, rel=0.03)
 
     recipe = recipe_for(photos, **{**off, "noise": {"probability": 1, "random": 1, "amplitude": [30, 30]}})
-    difference = (lambda s: (s["input"] - s["target"]) * 255)(Mixture(Folder(photos), recipe).sample(1))
+    sample = Mixture(Folder(photos), recipe).sample(1)
+    difference = (sample["input"] - sample["target"]) * 255
     assert 29 < difference.abs().max() <= 30.001 and difference.abs().mean() > 12
 
     recipe = recipe_for(photos, **{**off, "masking": {"probability": 1, "ratio": [0.25, 0.25], "patch": [6]}})
