@@ -94,7 +94,7 @@ class PairedSet:
 
     def problems(self, limit=5):
         """One line for each kind of problem, at most ``limit`` names in each; an empty list where all is well."""
-        kinds = (("without a clean partner or not there", self.missing), ("clean images that nothing uses", self.extra),
+        kinds = (("without a clean partner, or missing", self.missing), ("clean images that nothing uses", self.extra),
                  ("left out, another file has the same name", self.duplicates),
                  ("pairs of unequal sizes, left out",
                   [f"{p.degraded} is {a[0]}x{a[1]} and {p.clean} {b[0]}x{b[1]}" for p, a, b in self.unequal]),
