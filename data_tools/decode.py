@@ -60,7 +60,7 @@ def _jpeg(data, header):
         if header.mode == "CMYK":
             simplejpeg.decode_jpeg(data, "CMYK", strict=True)
             return _pillow(data)[0]        # Pillow knows Adobe's inverted CMYK
-        pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.mode == "L" else "BGR", strict=True)
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.mode == "L" else "BGR", fastupsample=True, strict=True)
         return pixels[:, :, 0] if header.mode == "L" else pixels
     except ValueError as error:
         text = str(error).strip()
@@ -107,7 +107,7 @@ def _opaque(pixels):
     if pixels.shape[2] != 4:
         return pixels, 0.0
     alpha = pixels[:, :, 3]
-    solid = cv2.countNonZero(cv2.compare(alpha, 250, cv2.CMP_GE))
+    solid = int(np.count_nonzero(alpha >= 250))
     colour = cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
     if solid == alpha.size:
         return colour, 0.0

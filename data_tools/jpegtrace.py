@@ -10,9 +10,9 @@ import numpy as np
 
 # low frequencies (row, column) and their entries in the luma table of the JPEG standard's annex K
 _FREQUENCIES = ((0, 1, 11), (1, 0, 12), (1, 1, 12), (0, 2, 10), (2, 0, 14), (1, 2, 14), (2, 1, 13), (2, 2, 16), (0, 3, 16), (3, 0, 14))
-_BLOCKS = 1500                             # looked at per image
-_BINS = 800                                # of half a level each
-_STEPS = np.arange(4, 121)
+_BLOCKS = 700                              # looked at per image
+_BINS = 400                                # of one level each
+_STEPS = np.arange(4, 81)
 _GATHERED, _FEWEST = 0.55, 25              # mean cosine from which values count as gathered; of at least so many values
 
 
@@ -21,12 +21,13 @@ def _tables():
     dct = np.sqrt(2 / 8) * np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / 16)
     dct[0] /= np.sqrt(2)
     basis = np.stack([np.outer(dct[i], dct[j]).ravel() for i, j, _ in _FREQUENCIES], 1).astype(np.float32)
-    values = np.arange(_BINS)[None] / 2
+    values = np.arange(_BINS)[None]
     above = (values > 0.5 * _STEPS[:, None]).astype(np.float32)
-    return basis, (np.cos(2 * np.pi * values / _STEPS[:, None]) * above).astype(np.float32), above
+    # sum of cosines less what would be enough of it, for the values above; and how many these are
+    return basis, np.concatenate([(np.cos(2 * np.pi * values / _STEPS[:, None]) - _GATHERED) * above, above]).astype(np.float32)
 
 
-_BASIS, _COSINES, _ABOVE = _tables()
+_BASIS, _WEIGHTS = _tables()
 
 
 def grid_phase(steps):
@@ -49,12 +50,12 @@ def pixel_quality(gray, left, top):
     chosen = np.linspace(0, height * width - 1, min(_BLOCKS, height * width)).astype(int)
     grid = gray[top:top + 8 * height, left:left + 8 * width].reshape(height, 8, width, 8)
     blocks = grid[chosen // width, :, chosen % width].reshape(-1, 64).astype(np.float32)
-    bins = np.minimum((2 * np.abs(blocks @ _BASIS) + 0.5).astype(np.int32), _BINS - 1)
+    bins = np.minimum((np.abs(blocks @ _BASIS) + 0.5).astype(np.int32), _BINS - 1)
     scales = np.zeros(len(_FREQUENCIES))
     counts = np.stack([np.bincount(bins[:, k], minlength=_BINS) for k in range(bins.shape[1])], 1).astype(np.float32)
     counts[-1] = 0                          # larger values were put into the last bin: their phase is not known
-    many = _ABOVE @ counts
-    gathered = (_COSINES @ counts > _GATHERED * many) & (many >= _FEWEST)
+    excess, many = np.split(_WEIGHTS @ counts, 2)
+    gathered = (excess > 0) & (many >= _FEWEST)
     for k, (_, _, standard) in enumerate(_FREQUENCIES):
         found = np.flatnonzero(gathered[:, k])
         scales[k] = 100 * _STEPS[found[-1]] / standard if len(found) else 0

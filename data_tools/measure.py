@@ -66,7 +66,7 @@ METRICS = {
 }
 BASE = {"id": pa.string(), "error": pa.string(), "sha256": pa.binary(32), "phash": pa.binary(32),
         "phash_quality": pa.int8(), "descriptor": pa.binary()}
-SAMPLED = 300_000                          # pixels a block map looks at; larger images are sampled in strips
+SAMPLED = 150_000                          # pixels a block map looks at; larger images are sampled in strips
 
 
 def schema(plugin_columns=()):
@@ -126,19 +126,18 @@ def pixel_metrics(pixels):
         pyramid.append(halve(pyramid[-1]))
     # the smallest level that still has what a metric looks for
     middle = next(level for level in pyramid if max(level.shape) <= 700 or level is pyramid[-1])
-    small, levels = pixels, 0
-    while max(small.shape[:2]) > 350 and levels < len(pyramid) - 1:
-        small, levels = halve(small), levels + 1
+    small = np.ascontiguousarray(pixels[::1 << len(pyramid) - 1, ::1 << len(pyramid) - 1])
     row = {}
     row["phash"], row["phash_quality"] = phash.pdq(_level(pyramid, 256))
     row["descriptor"] = describe(_level(pyramid, 192))
     row.update(_sharpness(pyramid))
     row["noise_ratio"] = row["noise_2"] / row["noise"] if row["noise"] and row["noise_2"] is not None else None
     row["zero_gradient"] = _equal(gray)
-    row.update(_tone(small, pyramid[levels]))
-    row.update(_frame(small, pyramid[levels]))
+    channels = _channels(small)
+    row.update(_tone([channel[::2] for channel in channels], pyramid[-1][::2]))
+    row.update(_frame(cv2.min(cv2.min(*channels[:2]), channels[2]), pyramid[-1]))
     row.update(_profile(middle))
-    row["text"] = _text(middle)
+    row["text"] = _text(pyramid[-1])
     return row
 
 
@@ -154,8 +153,9 @@ def _sharpness(pyramid):
     for scale, block, gray in zip((1, 2, 4, 8), (16, 16, 8, 8), [*pyramid, *_further(pyramid[-1])]):
         if min(gray.shape) < 4 * block + 2 or (scale == 8 and min(gray.shape) < 60):
             break
-        maps = block_maps(gray, block, scale == 1, max(2, SAMPLED // (64 * gray.shape[1])))
-        noise, even = _noise(maps)
+        maps = block_maps(gray, block, scale == 1, SAMPLED)
+        # white noise halves with the size; what an eighth shows beyond that is structure
+        noise, even = _noise(maps) if scale <= 2 else (noise / 2, None)
         along_x, along_y, both = _ratios(maps, noise)
         row["sharpness" if scale == 1 else f"sharpness_{scale}"] = both
         if scale == 1:
@@ -176,6 +176,12 @@ def _further(gray):
         yield gray
 
 
+def _ranks(values, *shares):
+    """The values at these shares of the sorted ones (np.percentile without interpolation, at a tenth of its time)."""
+    at = [int(share * (values.size - 1)) for share in shares]
+    return [float(value) for value in np.partition(values, at)[at]]
+
+
 def _noise(maps):
     """Immerkaer's estimate (1996), sigma = sqrt(pi / 2) / 6 mean|N|, at the 10th percentile of the blocks that are not
     clipped to black or white, where noise cannot show; and that percentile over the median: noise is everywhere alike,
@@ -183,8 +189,8 @@ def _noise(maps):
     usable = maps.cross[(maps.mean > 6) & (maps.mean < 249)]
     if usable.size < 8:
         usable = maps.cross.ravel()
-    low, middle = np.percentile(usable, [10, 50])
-    return float(low) * (np.pi / 2) ** 0.5 / 6, float(low / max(middle, 1e-3))
+    low, middle = _ranks(usable, 0.1, 0.5)
+    return low * (np.pi / 2) ** 0.5 / 6, low / max(middle, 1e-3)
 
 
 def _ratios(maps, noise):
@@ -194,9 +200,9 @@ def _ratios(maps, noise):
     taken off in quadrature.
     """
     gradient = maps.gradient
-    quarter, top = np.percentile(gradient, [75, 99])
+    quarter, top = _ranks(gradient.ravel(), 0.75, 0.99)
     chosen = gradient >= max(quarter, 0.1 * top)           # mostly empty pictures are judged by what is there
-    first_x, first_y, second_x, second_y = (float(m[chosen].mean()) for m in (maps.dx, maps.dy, maps.dxx, maps.dyy))
+    first_x, first_y, second_x, second_y = maps.values[:4, chosen].mean(1).tolist()
 
     def ratio(second, first, count):
         second = max(second ** 2 - (1.954 * count * noise) ** 2, 0) ** 0.5
@@ -224,7 +230,7 @@ def _profile(gray):
     even = np.count_nonzero(spread <= 12)
     if not len(edges):
         return {"edge_profile": None, "drawn": even / spread.size}
-    chosen = edges[np.linspace(0, len(edges) - 1, min(len(edges), 1200)).astype(int)]
+    chosen = edges[np.linspace(0, len(edges) - 1, min(len(edges), 400)).astype(int)]
     blocks = gray[:8 * high, :8 * wide].reshape(high, 8, wide, 8)[chosen // wide, :, chosen % wide].reshape(-1, 64)
     blocks = blocks.astype(np.float32)
     middle = (low[chosen].astype(np.float32) + top[chosen])[:, None] / 2
@@ -242,14 +248,14 @@ def _channels(small):
     return [small] * 3 if small.ndim == 2 else cv2.split(small)
 
 
-def _tone(small, gray):
+def _tone(channels, gray):
     """Exposure, contrast, entropy, saturation and number of colours."""
     counts = np.bincount(gray.ravel(), minlength=256)
     share = counts / counts.sum()
     below = share.cumsum()
     low, high = (int(np.searchsorted(below, p)) for p in (0.02, 0.98))
     used = share[share > 0]
-    blue, green, red = _channels(small)
+    blue, green, red = channels
     spread = cv2.subtract(cv2.max(cv2.max(blue, green), red), cv2.min(cv2.min(blue, green), red))
     packed = (blue & 0xF0).astype(np.uint16) << 4 | (green & 0xF0) | red >> 4
     colours = np.sort(np.bincount(packed.ravel(), minlength=4096))[::-1].cumsum()
@@ -260,43 +266,45 @@ def _tone(small, gray):
             "colours": float(np.searchsorted(colours, 0.95 * packed.size) + 1)}
 
 
-def _frame(small, gray):
+def _frame(darkest, gray):
     """White ring and object share of product photos; constant bands at the edges."""
-    blue, green, red = _channels(small)
-    white = cv2.min(cv2.min(blue, green), red) >= 238
+    white = darkest >= 238
     height, width = white.shape
     h, w = max(1, round(0.04 * height)), max(1, round(0.04 * width))
     ring = np.concatenate([white[:h].ravel(), white[-h:].ravel(), white[h:-h, :w].ravel(), white[h:-h, -w:].ravel()])
     top, bottom = _bands(gray), _bands(gray[::-1])
     left, right = _bands(gray.T), _bands(gray.T[::-1])
-    kept = max(0, 1 - (top + bottom) / height) * max(0, 1 - (left + right) / width)
+    kept = max(0, 1 - (top + bottom) / gray.shape[0]) * max(0, 1 - (left + right) / gray.shape[1])
     return {"white_ring": float(ring.mean()), "object_share": float(1 - white.mean()), "border_share": float(1 - kept)}
 
 
 def _bands(gray):
     """Rows of one constant colour at the top that end at a straight edge, as a letterbox does and a plain wall does not."""
-    level = np.median(gray[0])
+    level = np.sort(gray[0])[gray.shape[1] // 2]
     for count in (16, len(gray)):          # most pictures have no band: look at few rows first
-        alike = (cv2.absdiff(np.ascontiguousarray(gray[:count]), float(level)) <= 6).mean(1)
+        alike = _alike(gray[:count], level)
         if (alike <= 0.98).any():
             break
     else:
         return len(gray)
     end = int((alike <= 0.98).argmax())
-    after = cv2.absdiff(np.ascontiguousarray(gray[end:end + 4]), float(level)) <= 6
-    return end if end and after.mean(1).min() < 0.5 else 0
+    return end if end and _alike(gray[end:end + 4], level).min() < 0.5 else 0
+
+
+def _alike(rows, level):
+    """Share of the pixels of each row within 6 levels of one."""
+    return np.count_nonzero(np.abs(rows.astype(np.int16) - int(level)) <= 6, axis=1) / rows.shape[1]
 
 
 def _text(gray):
     """Share of the area in horizontal runs of short, strong, closely spaced strokes."""
-    gray = gray[::2]
     steps = cv2.absdiff(gray[:, 1:], gray[:, :-1])
-    strong = cv2.threshold(steps, 40, 1, cv2.THRESH_BINARY)[1]
+    strong = cv2.threshold(steps, 32, 1, cv2.THRESH_BINARY)[1]
     if not cv2.countNonZero(strong):
         return 0.0
     strong[:] *= 255                       # 8-bit box filters are the fast ones
-    density = cv2.blur(strong, (25, 5), borderType=cv2.BORDER_CONSTANT)
-    around = cv2.blur(strong, (25, 17), borderType=cv2.BORDER_CONSTANT)
+    density = cv2.blur(strong, (13, 3), borderType=cv2.BORDER_CONSTANT)
+    around = cv2.blur(strong, (13, 9), borderType=cv2.BORDER_CONSTANT)
     return float(((density > 51) & (around < density >> 1)).mean())
 
 

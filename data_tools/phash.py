@@ -42,7 +42,8 @@ def quality(small):
 def _pack(coefficients):
     """(..., 16, 16) coefficients -> (..., 32) uint8: bit 16 i + j, most significant first, is "above the median"."""
     flat = coefficients.reshape(*coefficients.shape[:-2], _FREQ * _FREQ)
-    return np.packbits(flat > np.median(flat, axis=-1, keepdims=True), axis=-1)
+    half = np.partition(flat, flat.shape[-1] // 2 - 1, axis=-1)[..., flat.shape[-1] // 2 - 1, None]
+    return np.packbits(flat > half, axis=-1)               # the lower median: exactly 128 bits are set, ties apart
 
 
 def pdq(gray):
