@@ -40,8 +40,11 @@ def _train(argv):
 
 
 def _plan(argv):
-    recipe, options = _parse(argv, "python -m pretrain plan",
-                             [(["--timed"], {"type": int, "help": "steps of each depth to time for the hours (2); 0 for none"})])
+    recipe, options = _parse(
+        argv,
+        "python -m pretrain plan",
+        [(["--timed"], {"type": int, "help": "steps of each depth to time for the hours (2); 0 for none"})],
+    )
     from .plan import plan
     print(plan(recipe, 2 if options["timed"] is None else options["timed"]))
 

@@ -1,6 +1,6 @@
-"""Speed of pre-training on this machine: the data pipeline on one core, one training step, and on a GPU its faster variants.
+"""Speed of pre-training on this machine: the data pipeline on one core and one training step, on a GPU in all variants.
 
-Pipeline times are CPU time of one thread, so that other programs on the machine do not change them; steps are wall time.
+Pipeline times are CPU time of one thread, which other programs do not change; steps are wall time.
 """
 
 import argparse
@@ -27,8 +27,16 @@ MIXTURES = {
     "rain": {"targets": {"tasks": {"rain": 1}}, "masking": {"probability": 0}},
     "haze": {"targets": {"tasks": {"haze": 1}}, "masking": {"probability": 0}},
 }
-STAGES = {"decode": ("fetch",), "crop and turn": ("crop",), "noise": ("gaussian", "uniform"), "JPEG": ("jpeg",), "masking": ("mask",),
-          "rain": ("random_rain",), "haze": ("random_haze",), "random numbers": ("numpy_rng", "torch_generator", "random_window")}
+STAGES = {
+    "decode": ("fetch",),
+    "crop and turn": ("crop",),
+    "noise": ("gaussian", "uniform"),
+    "JPEG": ("jpeg",),
+    "masking": ("mask",),
+    "rain": ("random_rain",),
+    "haze": ("random_haze",),
+    "random numbers": ("numpy_rng", "torch_generator", "random_window"),
+}
 VARIANTS = {                        # what a CUDA device is offered, from plain to fast
     "fp32": {}, "bf16": {"precision": "bf16"}, "bf16, channels last": {"precision": "bf16", "channels_last": True},
     "bf16, compiled": {"precision": "bf16", "compiled": True},
@@ -41,7 +49,9 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="python -m pretrain bench", description=__doc__)
     parser.add_argument("--data", help="folder of clean images; by default a few photos of 481x321, made on the spot")
     parser.add_argument("--crop", type=int, default=128, help="side of the samples in pixels")
-    parser.add_argument("--samples", type=int, default=300, help="samples to time for each task; 0 leaves the pipeline out")
+    parser.add_argument(
+        "--samples", type=int, default=300, help="samples to time for each task; 0 leaves the pipeline out"
+    )
     parser.add_argument("--steps", type=int, default=3, help="training steps to time; 0 leaves them out")
     parser.add_argument("--batch", type=int, help="samples in a step (2 on a CPU, 32 on a GPU)")
     parser.add_argument("--width", type=int, default=48, help="of DyNet")
@@ -64,8 +74,11 @@ def bench_pipeline(folder, crop, count):
     """Text: samples a second on one core for each mixture, and the milliseconds that each stage takes."""
     from restore.corpus import open_corpus
     corpus = open_corpus(folder)
-    lines = [f"Data pipeline, {crop}x{crop} from {corpus.count} images, each decoded anew, one core, {count} samples each", "",
-             f"{'':24}  samples/s  ms a sample, of which"]
+    lines = [
+        f"Data pipeline, {crop}x{crop} from {corpus.count} images, each decoded anew, one core, {count} samples each",
+        "",
+        f"{'':24}  samples/s  ms a sample, of which",
+    ]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,7 +88,9 @@ def bench_pipeline(folder, crop, count):
             seconds = _cpu_seconds(samples, 20, count)
             with _stages(samples) as spent:
                 traced = _cpu_seconds(samples, 20, count)
-            shares = ", ".join(f"{stage} {1000 * t / (count + 20) * seconds / traced:.2f}" for stage, t in spent.items() if t)
+            shares = ", ".join(
+                f"{stage} {1000 * t / (count + 20) * seconds / traced:.2f}" for stage, t in spent.items() if t
+            )
             lines.append(f"{name:24}  {count / seconds:9.0f}  {1000 * seconds / count:.2f}: {shares}")
     finally:
         torch.set_num_threads(threads)
@@ -83,9 +98,12 @@ def bench_pipeline(folder, crop, count):
 
 
 def bench_steps(width, depth, batch, crop, steps, device):
-    """Text: seconds of one training step (forward, backward, AdamW), plain in fp32, and on a GPU in the faster variants too."""
-    lines = [f"One training step of DyNet, width {width}, depth {depth}, batch {batch}, {crop}x{crop}, on {_name(device)}", "",
-             f"{'':30}  seconds  steps/s  against fp32" + ("  peak memory" if device.type == "cuda" else "")]
+    """Text: seconds of one training step (forward, backward, AdamW), in fp32 and in the faster variants."""
+    lines = [
+        f"One training step of DyNet, width {width}, depth {depth}, batch {batch}, {crop}x{crop}, on {_name(device)}",
+        "",
+        f"{'':30}  seconds  steps/s  against fp32" + ("  peak memory" if device.type == "cuda" else ""),
+    ]
     first = None
     for name, options in (VARIANTS if device.type == "cuda" else {"fp32": {}, "bf16": {"precision": "bf16"}}).items():
         torch.manual_seed(0)
@@ -177,4 +195,6 @@ def _photos():
 
 
 def _name(device):
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU ({torch.get_num_threads()} threads)"
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU ({torch.get_num_threads()} threads)"
+    )

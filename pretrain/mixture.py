@@ -1,6 +1,7 @@
-"""Pre-training samples: a crop of a clean image, and the same with noise, JPEG artefacts and masked patches (DyNet's mixture).
+"""Pre-training samples: a crop of a clean image, and the same with noise, JPEG artefacts and masks (DyNet's mixture).
 
-With ``targets.tasks`` the crop gets one of the degradations that are to be restored in the end, and the masks on top (MaskDCPT).
+With ``targets.tasks`` the crop gets one of the degradations that are to be restored in the end, and the masks on top
+(MaskDCPT).
 """
 
 import torch
@@ -41,7 +42,9 @@ def degrade(target, recipe, rng, generator):
         degraded, task = _artefacts(target, recipe, rng, generator), 0
     masking = recipe.masking
     if rng.random() < masking.probability:
-        degraded = mask(degraded, generator, patch=int(rng.choice(masking.patch)), ratio=float(rng.uniform(*masking.ratio)))
+        degraded = mask(
+            degraded, generator, patch=int(rng.choice(masking.patch)), ratio=float(rng.uniform(*masking.ratio))
+        )
     return degraded, task
 
 
@@ -49,7 +52,9 @@ def _artefacts(target, recipe, rng, generator):
     noise, degraded = recipe.noise, target
     if rng.random() < noise.probability:
         if rng.random() < noise.random:
-            degraded = uniform(degraded, generator, amplitude=float(rng.uniform(*noise.amplitude)), truncate=noise.truncate)
+            degraded = uniform(
+                degraded, generator, amplitude=float(rng.uniform(*noise.amplitude)), truncate=noise.truncate
+            )
         else:
             degraded = gaussian(degraded, generator, sigma=float(rng.uniform(*noise.sigma)), truncate=noise.truncate)
     if rng.random() < recipe.jpeg.probability:
@@ -67,7 +72,7 @@ def _target_degradation(target, targets, rng, generator):
 
 
 def validation_pairs(corpus, indices, recipe):
-    """Pairs from the clean images ``indices``, each degraded in every way that the recipe trains, with seeds of their own.
+    """Pairs from the clean images ``indices``, each degraded in every way that the recipe trains, by fixed seeds.
 
     Noise at sigma 25, JPEG at the middle of its range, masks as in training; an unreadable image is left out. Raises
     RestoreError if none can be read.

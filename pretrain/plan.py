@@ -1,8 +1,8 @@
 """What a pre-training run will cost, before it runs: images, steps, parameters, MACs by strategy, memory, hours.
 
-The paper says that alternating between two depths takes half of the GPU hours of training each by itself. That compares N
-alternating steps with N steps for each; but alternating gives each depth N/2 updates only. The table shows that comparison and
-the other one, in which the separate networks get as many samples as each depth saw.
+The paper says that alternating between two depths takes half of the GPU hours of training each by itself. That compares
+N alternating steps with N steps for each; but alternating gives each depth N/2 updates only. The table shows that
+comparison and the other one, in which the separate networks get as many samples as each depth saw.
 """
 
 import contextlib
@@ -19,9 +19,10 @@ from .bench import step_seconds
 from .run import build_data, build_model
 
 NOTES = """\
-  equal steps: against one network a depth with as many steps each, which is how the paper counts. A depth gets fewer samples then.
-  equal samples: against one network a depth, each for as many samples as that depth sees here. The same arithmetic, whatever the
-  strategy; sharing saves parameters, and whether it saves samples is for an experiment to show.""".splitlines()
+  equal steps: against one network a depth with as many steps each, as the paper counts; each of them sees every sample.
+  equal samples: against one network a depth, each for as many samples as that depth sees here. The arithmetic is the
+  same, whatever the strategy; sharing saves parameters, and whether it saves samples is for an experiment to show.
+""".splitlines()
 
 
 def plan(recipe, timed=2):
@@ -47,7 +48,10 @@ def plan(recipe, timed=2):
     lines += ["depth           repeats      GMACs a sample" + ("   seconds a step" if seconds else "")]
     for name in names:
         repeats = format_depth(model.repeats(parse_depth(name))) or "fixed"
-        lines.append(f"{name or 'only':14}  {repeats:11}  {cost[name] / 1e9:14.2f}" + (f"  {seconds[name]:15.3f}" if seconds else ""))
+        lines.append(
+            f"{name or 'only':14}  {repeats:11}  {cost[name] / 1e9:14.2f}"
+            + (f"  {seconds[name]:15.3f}" if seconds else "")
+        )
     lines += ["  (forward and backward: three times the forward pass)", *([note] if note else [])]
     if len(names) > 1:
         lines += ["", *_strategies(recipe, names, cost, seconds)]
@@ -64,8 +68,11 @@ def _strategies(recipe, names, cost, seconds):
     rows = [("separately, each", dict.fromkeys(names, 1.0))]
     for strategy in ("alternate", "per_sample", "sandwich", "largest_only", *others):
         chosen = "* " if strategy == recipe.branches.strategy else "  "
-        rows.append((chosen + strategy, branching.shares(dataclasses.replace(recipe.branches, strategy=strategy), names)))
-    lines = [f"{'':20}{'GMACs':>10}  {'samples seen by each depth':<{column * len(names)}}{'PMACs':>10}  of separate training, with",
+        rows.append(
+            (chosen + strategy, branching.shares(dataclasses.replace(recipe.branches, strategy=strategy), names))
+        )
+    seen = "samples seen by each depth"
+    lines = [f"{'':20}{'GMACs':>10}  {seen:<{column * len(names)}}{'PMACs':>10}  of separate training, with",
              f"{'':20}{'a step':>10}  " + "".join(f"{name:<{column}}" for name in names)
              + f"{'the run':>10}  {'equal steps':>13}  {'equal samples':>13}" + ("     hours" if seconds else "")]
     every = sum(cost[name] for name in names)
@@ -73,8 +80,8 @@ def _strategies(recipe, names, cost, seconds):
         macs = sum(cost[name] * part for name, part in share.items())
         seen = "".join(f"{round(share.get(name, 0.0) * samples):<{column},}" for name in names)
         hours = sum(seconds[name] * part for name, part in share.items()) * recipe.steps / 3600 if seconds else 0
-        lines.append(f"{label:20}{macs * batch / 1e9:10,.1f}  {seen}{macs * samples / 1e15:10,.3f}  {macs / every:13.0%}  {1:13.0%}"
-                     + (f"  {hours:8.2f}" if seconds else ""))
+        line = f"{label:20}{macs * batch / 1e9:10,.1f}  {seen}{macs * samples / 1e15:10,.3f}"
+        lines.append(f"{line}  {macs / every:13.0%}  {1:13.0%}" + (f"  {hours:8.2f}" if seconds else ""))
     return [*lines, *NOTES]
 
 
@@ -89,27 +96,32 @@ def _timed(recipe, model, names, steps):
         taken, peak = step_seconds(fresh, parse_depth(name), batch, recipe.data.crop, device, steps, recipe.precision,
                                    recipe.channels_last, recipe.compile)
         seconds[name] = taken * recipe.batch_size / batch
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {torch.get_num_threads()} threads"
+    )
     scaled = f", timed with {batch} samples and scaled to {recipe.batch_size}" if batch != recipe.batch_size else ""
-    return seconds, f"  (one device: {where}, {recipe.precision}{scaled}; data, validation and checkpoints not counted" \
-        + (f"; peak {peak / 1e9:.1f} GB)" if peak else ")")
+    return (
+        seconds,
+        f"  (one device: {where}, {recipe.precision}{scaled}; data, validation and checkpoints not counted"
+        + (f"; peak {peak / 1e9:.1f} GB)" if peak else ")"),
+    )
 
 
 def _memory(recipe, model, names):
-    """Lines on memory: what the weights need, and what the deepest pass keeps for its backward, counted on one sample."""
+    """Lines on memory: what the weights need, and what the deepest pass keeps for its backward, by one sample."""
     deepest = max(names, key=lambda name: count_macs(model, 64, 64, parse_depth(name)))
     micro = max(recipe.batch_size // recipe.accumulate, 1)
     kept = saved_bytes(model, parse_depth(deepest), recipe.data.crop, recipe.precision) * micro
     copies = 4 + bool(recipe.ema)                   # weights, gradients, two moments of Adam, their average
     weights = 4 * copies * count_parameters(model)
     disk = 4 * (copies - 1) * count_parameters(model) * (recipe.keep_checkpoints + 1)
-    parts = f"{weights / 1e9:.2f} for weights, gradients and optimizer, {kept / 1e9:.2f} kept for the backward pass of {micro} samples"
-    return [f"memory       about {(weights + kept) / 1e9:.2f} GB on one device: {parts}",
+    total = f"about {(weights + kept) / 1e9:.2f} GB on one device"
+    return [f"memory       {total}: {weights / 1e9:.2f} for weights and optimizer, {kept / 1e9:.2f} for the backward pass",
             f"disk         {disk / 1e9:.2f} GB for {recipe.keep_checkpoints} checkpoints and the one being written"]
 
 
 def saved_bytes(model, depth, side, precision="fp32"):
-    """Bytes that a forward pass of one ``side`` x ``side`` sample keeps for its backward pass, the weights not counted."""
+    """Bytes that a forward pass of one ``side`` x ``side`` sample keeps for its backward pass, without the weights."""
     known = {p.untyped_storage()._cdata for p in model.parameters()}
     kept = {}
 

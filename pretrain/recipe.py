@@ -1,6 +1,7 @@
 """The recipe of a pre-training run: everything that decides its weights, as typed dataclasses with defaults.
 
-DyNet's authors published neither code nor most of these numbers; what is theirs and what is our choice stands in ``recipes/dynet.yaml``.
+DyNet's authors published neither code nor most of these numbers; what is theirs and what is our choice stands in
+``recipes/dynet.yaml``.
 """
 
 import dataclasses
@@ -25,10 +26,12 @@ class Model:
 class Data:
     """The clean images.
 
-    source: a folder of images, of tar or of parquet shards; a shard; or a Hugging Face dataset (folder or name on the Hub).
+    source: a folder of images, of tar or of parquet shards; a shard; or a Hugging Face dataset (folder or name on the
+        Hub).
     crop: side of the training crops in pixels; smaller images are mirrored up to it.
     cache_mb: decoded images that each worker keeps, in megabytes; it changes the speed alone.
-    on_device: keep the decoded images on the GPU and crop and degrade them there (workers: 0); JPEG is still made on the CPU.
+    on_device: keep the decoded images on the GPU and crop and degrade them there (workers: 0); JPEG is still made on
+        the CPU.
     """
     source: str = ""
     kind: Literal["auto", "folder", "tar", "parquet", "dataset"] = "auto"
@@ -50,9 +53,9 @@ class Data:
 
 @dataclasses.dataclass
 class Noise:
-    """Noise in a share of the samples: Gaussian of ``sigma``, or in a share ``random`` of these uniform in +-``amplitude``.
+    """Noise in a share of the samples: Gaussian of ``sigma``, or for a share ``random`` uniform in +-``amplitude``.
 
-    Strengths are drawn evenly from their range, on the 0..255 scale. truncate: cut to whole levels as the benchmarks do.
+    Strengths are drawn evenly from their range, on the 0..255 scale. truncate: cut to whole levels, as benchmarks do.
     """
     probability: float = 0.5
     random: float = 0.5
@@ -79,7 +82,7 @@ class Jpeg:
 
 @dataclasses.dataclass
 class Masking:
-    """Random square patches painted black in a share of the samples; ``patch`` lists the sides to draw from, in pixels."""
+    """Random square patches painted black in a share of the samples; ``patch`` lists sides in pixels to draw from."""
     probability: float = 1.0
     ratio: tuple[float, float] = (0.3, 0.3)
     patch: list[int] = field(default_factory=lambda: [16])
@@ -93,9 +96,10 @@ class Masking:
 
 @dataclasses.dataclass
 class Targets:
-    """Masking on top of the degradations to be restored, with a head that tells which one it is (MaskDCPT, arXiv 2510.13282).
+    """Masking on top of the degradations to be restored, and a head that tells them apart (MaskDCPT, arXiv 2510.13282).
 
-    tasks: weight of each of noise, rain and haze; empty switches this off, otherwise it takes the place of ``noise`` and ``jpeg``.
+    tasks: weight of each of noise, rain and haze; empty switches this off, otherwise it takes the place of ``noise``
+        and ``jpeg``.
     sigma: noise levels to draw from, on the 0..255 scale. classify: weight of the classification loss, 0 for no head.
     """
     tasks: dict[str, float] = field(default_factory=dict)
@@ -118,7 +122,7 @@ class Targets:
 
 @dataclasses.dataclass
 class Validation:
-    """Clean images kept apart: those of ``source``, or the ``last`` ones of the corpus; ``side`` bounds them (0: whole)."""
+    """Clean images kept apart: those of ``source``, or the corpus's ``last`` ones; ``side`` bounds them (0: whole)."""
     source: str = ""
     last: int = 4
     side: int = 256
@@ -143,7 +147,9 @@ class Recipe(Training):
     def check(self):
         super().check()
         if self.data.on_device and self.workers:
-            raise RestoreError(f"data.on_device: samples are then made in the training process; set workers: 0, not {self.workers}")
+            raise RestoreError(
+                f"data.on_device: samples are then made in the training process; set workers: 0, not {self.workers}"
+            )
 
 
 def _share(owner, *keys):

@@ -1,4 +1,4 @@
-"""From a recipe to a trained network: ``run(recipe, out)`` is what ``python -m pretrain`` calls, and needs no command line."""
+"""From a recipe to a trained network: ``run(recipe, out)``, which ``python -m pretrain`` calls."""
 
 import torch
 from torch import nn
@@ -21,9 +21,17 @@ def run(recipe, out, resume=False):
     model = build_model(recipe)
     corpus, pairs = build_data(recipe)
     classify = bool(recipe.targets.tasks and recipe.targets.classify)
-    return train(model, Mixture(corpus, recipe, data_device(recipe)), recipe, out, resume=resume, validation=pairs,
-                 head=Head(latent_channels(model), len(TASKS)) if classify else None, head_weight=recipe.targets.classify,
-                 provenance={"corpus": {"source": recipe.data.source, "images": corpus.count, "sha256": digest(corpus)}})
+    return train(
+        model,
+        Mixture(corpus, recipe, data_device(recipe)),
+        recipe,
+        out,
+        resume=resume,
+        validation=pairs,
+        head=Head(latent_channels(model), len(TASKS)) if classify else None,
+        head_weight=recipe.targets.classify,
+        provenance={"corpus": {"source": recipe.data.source, "images": corpus.count, "sha256": digest(corpus)}},
+    )
 
 
 def build_model(recipe):
@@ -51,14 +59,20 @@ def build_data(recipe):
     if not validation.last:
         return corpus, []
     if corpus.count is None:
-        raise RestoreError("validation.last: a stream has no last images; give validation.source, or validation.last: 0")
+        raise RestoreError(
+            "validation.last: a stream has no last images; give validation.source, or validation.last: 0"
+        )
     if corpus.count <= validation.last:
-        raise RestoreError(f"validation.last: {validation.last} leaves none of the {corpus.count} images of {data.source} for training")
-    return hold_out(corpus, validation.last), validation_pairs(corpus, range(corpus.count - validation.last, corpus.count), recipe)
+        raise RestoreError(
+            f"validation.last: {validation.last} leaves none of the {corpus.count} images of {data.source} for training"
+        )
+    return hold_out(corpus, validation.last), validation_pairs(
+        corpus, range(corpus.count - validation.last, corpus.count), recipe
+    )
 
 
 def require_readable(corpus, attempts=64):
-    """Raise RestoreError unless one of the first images can be decoded: a corpus of broken files ends here, not in a worker."""
+    """Raise RestoreError unless one of the first images can be decoded: before the run, and not in a worker."""
     first = None
     for index in range(min(attempts, corpus.count or attempts)):
         try:
@@ -92,5 +106,11 @@ class Head(nn.Sequential):
     """Degradation classifier on the encoder's latent: mean over the pixels, then one hidden layer."""
 
     def __init__(self, channels, classes):
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(),
-                         nn.Linear(channels, classes))
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.LayerNorm(channels),
+            nn.Linear(channels, channels),
+            nn.GELU(),
+            nn.Linear(channels, classes),
+        )

@@ -1,7 +1,7 @@
 """Exponential moving average of a network's weights (EMA): what a run hands over in the end.
 
-timm's ModelEmaV3 keeps a second module; under FSDP that would be a second whole network in each process. This one keeps tensors
-shaped and sharded as the parameters are.
+timm's ModelEmaV3 keeps a second module; under FSDP that would be a second whole network in each process. This one keeps
+tensors shaped and sharded as the parameters are.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network, step):
-        """Move towards the weights after optimizer step ``step`` (from 1); early steps count more, as the start is random."""
+        """Move towards the weights after optimizer step ``step`` (from 1); early steps count more."""
         decay = min(self.decay, (1 + step) / (10 + step))
         theirs = [_local(p.detach()) for _, p in network.named_parameters()]
         torch._foreach_lerp_([_local(w) for w in self.weights.values()], theirs, 1 - decay)

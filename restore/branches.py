@@ -1,8 +1,8 @@
 """Which depths of an elastic network a training step runs: the branch strategies.
 
-A step is a list of :class:`Pass`: some rows of the micro-batch through the network at one depth, with a weight and a target. The
-draws are a function of (seed, step, micro-batch) alone, so every process of a distributed run draws the same depths, and a
-resumed run the same ones as an unbroken one.
+A step is a list of :class:`Pass`: some rows of the micro-batch through the network at one depth, with a weight and a
+target. The draws are a function of (seed, step, micro-batch) alone, so every process of a distributed run draws the
+same depths, and a resumed run the same ones as an unbroken one.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ STRATEGIES = ("alternate", "per_sample", "sandwich", "largest_only")
 
 
 class Pass(NamedTuple):
-    """One forward and backward: ``rows`` of the micro-batch, at ``depth`` (a name, or None for a network of one depth)."""
+    """One forward and backward: ``rows`` of the micro-batch at ``depth`` (a name; None where there is only one)."""
     depth: str | None
     rows: slice
     weight: float
@@ -28,9 +28,9 @@ class Pass(NamedTuple):
 class Branches:
     """How a training step chooses among the depths of the network.
 
-    strategy: ``alternate`` (one depth per step, DyNet's own), ``per_sample`` (the micro-batch is cut into ``groups``, each with its
-        own depth), ``sandwich`` (largest, smallest and one random depth in every step, arXiv 1903.05134), ``largest_only``,
-        or ``single:NAME`` for one depth, by name or as repeats (``single:2,3,3,4``).
+    strategy: ``alternate`` (one depth per step, DyNet's own), ``per_sample`` (the micro-batch is cut into ``groups``,
+        each with its own depth), ``sandwich`` (largest, smallest and one random depth in every step, arXiv 1903.05134),
+        ``largest_only``, or ``single:NAME`` for one depth, by name or as repeats (``single:2,3,3,4``).
     probability: chance of each depth by name, for ``alternate`` and ``per_sample``; empty means equal chances.
     groups: for ``per_sample``: number of groups in a micro-batch; 0 means one group per sample.
     distill: for ``sandwich``: the smaller depths learn the largest one's detached output (arXiv 2003.11142).
@@ -54,7 +54,8 @@ class Branches:
 def plan(branches, depths, seed, step, micro=0, rows=1):
     """The passes over micro-batch ``micro`` of a training step: a list of :class:`Pass`, whose weights add up to 1.
 
-    depths: names of the depths to train, the cheapest first, as :func:`depth_names` gives them. rows: samples in the micro-batch.
+    depths: names of the depths to train, the cheapest first, as :func:`depth_names` gives them. rows: samples in the
+        micro-batch.
     """
     if branches.strategy.startswith("single:"):
         return [Pass(branches.strategy.partition(":")[2], slice(0, rows), 1.0)]
@@ -91,7 +92,8 @@ def _joined(drawn):
 def depth_names(model, branches):
     """Names of the depths that the strategy trains, the cheapest first; [None] for a network of one depth.
 
-    In the order of their cost, as a draw must not depend on how a recipe lists them. Raises RestoreError for an unknown name.
+    In the order of their cost, as a draw must not depend on how a recipe lists them. Raises RestoreError for an unknown
+    name.
     """
     from .depth import parse_depth
     for name in branches.probability:
@@ -119,7 +121,7 @@ def depth_costs(model, names, side=64):
 
 
 def shares(branches, names):
-    """How often, on average, a sample goes through each depth in a step: ``{name: share}`` for ``names``, the cheapest first."""
+    """How often, on average, a sample goes through each depth in a step; ``names`` with the cheapest first."""
     if branches.strategy == "largest_only" or len(names) == 1:
         return {names[-1]: 1.0}
     if branches.strategy.startswith("single:"):

@@ -1,8 +1,9 @@
 """Corpora of clean images: a folder, tar or parquet shards, a Hugging Face dataset; images as uint8 arrays by index.
 
-A folder, shards and a map-style dataset are read at random places. A streamed dataset has no places: image i is the i-th that the
-stream gives, pass after pass, and the position is kept by counting. Each worker walks the whole stream and decodes only its own
-images; a resumed run walks again up to its place. That is exact as long as the stream gives the same order, and no other way is.
+A folder, shards and a map-style dataset are read at random places. A streamed dataset has no places: image i is the
+i-th that the stream gives, pass after pass, and the position is kept by counting. Each worker walks the whole stream
+and decodes only its own images; a resumed run walks again up to its place. That is exact as long as the stream gives
+the same order, and no other way is.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ REMEMBERED = 64     # images of a stream that stay readable behind its head: as 
 
 
 class Corpus:
-    """Clean images by index. ``source``: what the user called it; ``count``: images, or None for a stream; ``blocks``: see data.order."""
+    """Clean images by index. ``source``: its name; ``count``: images, None for a stream; ``blocks``: see data.order."""
 
     source = ""
     count = None
@@ -105,7 +106,7 @@ class Tar(Corpus):
 
 
 class Parquet(Corpus):
-    """Images in a column of parquet shards: encoded bytes, or a struct with ``bytes`` and ``path`` as Hugging Face writes it."""
+    """Images in a column of parquet shards: encoded bytes, or Hugging Face's struct of ``bytes`` and ``path``."""
 
     def __init__(self, source, shards, column="image"):
         from pyarrow import parquet
@@ -173,7 +174,7 @@ class Mapped(Corpus):
 
 
 class Stream(Corpus):
-    """An iterable Hugging Face dataset, or any re-iterable of dictionaries: image i is the i-th it gives, pass after pass."""
+    """An iterable Hugging Face dataset, or any re-iterable of dictionaries: image i is the i-th, pass after pass."""
 
     def __init__(self, source, dataset, column="image"):
         self.source, self.column = str(source), column
@@ -206,7 +207,7 @@ class Stream(Corpus):
                 raise RestoreError(f"{self.source}: the stream is empty")
 
     def _pass(self):
-        """One pass over the rows. A dataset's own ``for`` gives each worker of a loader other rows; its batches do not."""
+        """One pass over the rows. A dataset's own ``for`` gives each worker other rows; its batches do not."""
         if not hasattr(self.dataset, "iter"):
             yield from self.dataset
             return
@@ -246,8 +247,8 @@ def _encoded(value, name, folder=None):
 def open_corpus(source, kind="auto", column="image", split="train", streaming=False):
     """The corpus that ``source`` names.
 
-    kind: ``folder`` (of images), ``tar`` or ``parquet`` (a file, or a folder of shards), ``dataset`` (Hugging Face: a folder of
-        ``save_to_disk``, or a name on the Hub), or ``auto``, which looks at what is there.
+    kind: ``folder`` (of images), ``tar`` or ``parquet`` (a file, or a folder of shards), ``dataset`` (Hugging Face: a
+        folder of ``save_to_disk``, or a name on the Hub), or ``auto``, which looks at what is there.
     column: the image column of parquet shards and datasets. split, streaming: for datasets.
     Raises RestoreError if nothing usable is there.
     """
@@ -282,7 +283,9 @@ def _open_dataset(source, column, split, streaming):
     try:
         import datasets
     except ImportError:
-        raise RestoreError(f"{source}: reading a Hugging Face dataset needs the package datasets (pip install datasets)") from None
+        raise RestoreError(
+            f"{source}: reading a Hugging Face dataset needs the package datasets (pip install datasets)"
+        ) from None
     try:
         if Path(source).is_dir():
             dataset = datasets.load_from_disk(source)

@@ -1,8 +1,8 @@
 """Training samples by number: sample k of a set depends on (seed, k) and on nothing else, and so does every batch.
 
-The position in the data is therefore one number, the step. A resumed run asks for the next one and gets the samples that an
-unbroken run would have had, with any number of workers and processes. (Skipping batches of a running loader, the usual way, gives
-others.)
+The position in the data is therefore one number, the step. A resumed run asks for the next one and gets the samples
+that an unbroken run would have had, with any number of workers and processes. (Skipping batches of a running loader,
+the usual way, gives others.)
 """
 
 import collections
@@ -31,7 +31,7 @@ def torch_generator(seed, k, device="cpu"):
 
 
 class Window(NamedTuple):
-    """A crop's place and turn: the same for each image of a pair. ``turns`` are quarter turns, then a left-right flip."""
+    """A crop's place and turn, the same for each image of a pair: quarter ``turns``, then a left-right ``flip``."""
     top: int
     left: int
     turns: int
@@ -47,8 +47,8 @@ def random_window(height, width, size, rng):
 def crop(image, size, window):
     """The window of ``image`` as a float32 tensor (3, size, size) in [0, 1].
 
-    image: uint8 array (h, w, 3), or a uint8 tensor (3, h, w), on any device, where the result then lies too. An image smaller than
-    ``size`` is mirrored at the bottom and the right: enlarging it would teach blurred targets.
+    image: uint8 array (h, w, 3), or a uint8 tensor (3, h, w), on any device, where the result then lies too. An image
+    smaller than ``size`` is mirrored at the bottom and the right: enlarging it would teach blurred targets.
     """
     if isinstance(image, torch.Tensor):
         part = image[:, window.top:window.top + size, window.left:window.left + size]
@@ -74,7 +74,7 @@ def _mirror(part, size):
 
 
 class CleanImages:
-    """The clean image of sample ``k``: a :class:`restore.corpus.Corpus` in random order, broken files replaced, some kept decoded.
+    """The clean image of sample ``k``: a :class:`restore.corpus.Corpus` in random order, broken files replaced.
 
     cache_mb: bound of the decoded images kept in memory by each worker; it changes the speed and nothing else.
     device: where they are kept; on a GPU as tensors, so that cropping and degrading happen there.
@@ -87,7 +87,7 @@ class CleanImages:
         self.kept, self.used = collections.OrderedDict(), 0
 
     def fetch(self, k):
-        """``(image, skipped)``: a uint8 array (h, w, 3), or a tensor (3, h, w) on a GPU, and the names of broken files met.
+        """``(image, skipped)``: a uint8 array (h, w, 3), a tensor (3, h, w) on a GPU, and the broken files met.
 
         Raises RestoreError when 64 files in a row cannot be read.
         """
@@ -97,7 +97,9 @@ class CleanImages:
                 return self._read(index), skipped
             except ImageError as error:
                 skipped.append(" ".join(str(error).split()))
-        raise RestoreError(f"{self.corpus.source}: {len(skipped)} images in a row cannot be read, the first: {skipped[0]}")
+        raise RestoreError(
+            f"{self.corpus.source}: {len(skipped)} images in a row cannot be read, the first: {skipped[0]}"
+        )
 
     def _candidates(self, k):
         """Indices to try for sample ``k``, in an order that only (seed, k) decides."""
@@ -130,8 +132,8 @@ class CleanImages:
 def order(seed, k, count, blocks=None):
     """Index of the image for sample ``k``: every image once per pass over ``count`` images, in another order each time.
 
-    blocks: first indices of groups of images that are quick to read together (a parquet row group). They are then shuffled as
-    blocks, and images only among ``MIXED`` blocks at a time.
+    blocks: first indices of groups of images that are quick to read together (a parquet row group). They are then
+    shuffled as blocks, and images only among ``MIXED`` blocks at a time.
     """
     epoch, place = divmod(k, count)
     return int(_permutation(seed, epoch, count, blocks)[place])
@@ -157,8 +159,15 @@ def batches(samples, batch_size, start_step=0, workers=0, rank=0, world=1, pin_m
     Yields dictionaries of stacked tensors, with ``skipped`` a list of strings. Raises what ``samples.sample`` raised.
     """
     from torch.utils.data import DataLoader
-    loader = DataLoader(_Numbered(samples), batch_sampler=_Steps(batch_size, start_step, rank, world), num_workers=workers,
-                        collate_fn=_collate, pin_memory=pin_memory, prefetch_factor=4 if workers else None)
+
+    loader = DataLoader(
+        _Numbered(samples),
+        batch_sampler=_Steps(batch_size, start_step, rank, world),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
     for batch in _sequential(loader) if workers == 0 else loader:
         if "error" in batch:
             raise batch["error"]
@@ -166,7 +175,7 @@ def batches(samples, batch_size, start_step=0, workers=0, rank=0, world=1, pin_m
 
 
 def _sequential(loader):
-    """Batches made in this process on one thread, as a worker makes them: sums in another order would be other samples."""
+    """Batches made in this process on one thread, as in a worker: sums in another order would be other samples."""
     iterator = iter(loader)
     while True:
         threads = torch.get_num_threads()
@@ -195,7 +204,7 @@ class _Numbered(torch.utils.data.Dataset):
     def __getitem__(self, k):
         try:
             return self.samples.sample(k)
-        except RestoreError as error:               # raised where the batch is taken, without a worker's traceback around it
+        except RestoreError as error:       # raised again where the batch is taken, without a worker's traceback
             return {"error": error}
 
 

@@ -1,8 +1,8 @@
 """Recipes: what a run is, as typed dataclasses, read from YAML (or a dict) and from the command line.
 
-A recipe class is a dataclass whose fields are numbers, strings, booleans, lists, dictionaries or further such dataclasses. Its
-optional method ``check()`` raises :class:`RestoreError`, naming the key, for values that cannot be. The command line goes
-through jsonargparse; :func:`from_dict` and :func:`read` do the same work for a file without it.
+A recipe class is a dataclass whose fields are numbers, strings, booleans, lists, dictionaries or further such
+dataclasses. Its optional method ``check()`` raises :class:`RestoreError`, naming the key, for values that cannot be.
+The command line goes through jsonargparse; :func:`from_dict` and :func:`read` do the same work for a file without it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from .errors import RestoreError
 
 
 def from_dict(cls, values, where=""):
-    """A recipe of class ``cls`` from nested dictionaries; raises RestoreError naming a key that is unknown or of a wrong type."""
+    """A recipe of class ``cls`` from nested dictionaries; RestoreError names what is unknown or of a wrong type."""
     if not isinstance(values, dict):
         raise RestoreError(f"{where.rstrip('.') or 'the recipe'}: expected keys and values, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -141,8 +141,9 @@ def _plain(value):
 def parse_command(cls, prog, description, argv, extra=()):
     """``RECIPE [--key value ...] [-o OUT] [--resume]`` read by jsonargparse: ``(recipe, options)``.
 
-    ``argv[0]`` is the recipe's path; every key of the recipe is an option (``--data.crop 64``). ``extra`` are more options, as
-    (flags, keyword arguments) for ``add_argument``. Raises RestoreError for what the recipe or the command line gets wrong.
+    ``argv[0]`` is the recipe's path; every key of the recipe is an option (``--data.crop 64``). ``extra`` are more
+    options, as (flags, keyword arguments) for ``add_argument``. Raises RestoreError for what the recipe or the command
+    line gets wrong.
     """
     import jsonargparse
     argv, entries = _entries(cls, argv)
@@ -164,7 +165,8 @@ def parse_command(cls, prog, description, argv, extra=()):
 
 
 def _entries(cls, argv):
-    """``(argv without them, overrides)`` for ``--tasks.NAME.KEY VALUE``: keys within the entries of a dictionary of dataclasses.
+    """``(argv without them, overrides)`` for ``--tasks.NAME.KEY VALUE``: keys within the entries of a dictionary of
+    dataclasses.
 
     jsonargparse knows such an entry only as a whole, and would replace what the recipe says of it.
     """

@@ -1,8 +1,9 @@
 """The folder of a run: its recipe, its log, and checkpoints that are whole or not there.
 
 A checkpoint is a folder ``step-00001000`` of safetensors files and ``state.json``. It is written under another name and
-flushed to the disk; ``manifest.json``, with the size and SHA-256 of every file, comes last, then the folder gets its name. After
-``kill -9`` or a full disk the newest whole checkpoint is therefore the one before, and it is found by itself.
+flushed to the disk; ``manifest.json``, with the size and SHA-256 of every file, comes last, then the folder gets its
+name. After ``kill -9`` or a full disk the newest whole checkpoint is therefore the one before, and it is found by
+itself.
 """
 
 import hashlib
@@ -73,7 +74,8 @@ class RunFolder:
         return sorted(int(found[1]) for p in self.checkpoints.iterdir() if (found := NAME.match(p.name)))
 
     def save(self, step, groups, state, keep):
-        """Write the checkpoint of ``step``: ``groups`` is {file stem: {name: tensor}}, ``state`` JSON-able; keep the last ``keep``.
+        """Write the checkpoint of ``step``: ``groups`` is {file stem: {name: tensor}}, ``state`` JSON-able; keep the
+        last ``keep``.
 
         Raises RestoreError when it cannot be written, with the earlier checkpoints as they were.
         """
@@ -110,7 +112,7 @@ class RunFolder:
                 shutil.rmtree(path)
 
     def load(self):
-        """``(step, groups, state)`` of the newest whole checkpoint, or None; damaged ones are passed over, on stderr."""
+        """``(step, groups, state)`` of the newest whole checkpoint, or None; damaged ones are told on stderr."""
         for step in reversed(self.steps()):
             folder = self.checkpoints / f"step-{step:08d}"
             fault = damage(folder)
@@ -121,13 +123,15 @@ class RunFolder:
 
 
 def collect(learner, optimizer):
-    """``(groups, scalars)``: all tensors of a training state as :meth:`RunFolder.save` takes them, and the optimizer's plain numbers.
+    """``(groups, scalars)``: the tensors of a training state for :meth:`RunFolder.save`, the optimizer's plain numbers.
 
     Whole and on the CPU, also of sharded weights; every process must call it.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
     tensors, scalars = {}, {}
-    state = get_optimizer_state_dict(learner, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = get_optimizer_state_dict(
+        learner, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     for name, values in state.get("state", {}).items():
         for key, value in values.items():
             (tensors if hasattr(value, "untyped_storage") else scalars)[f"{name}::{key}"] = value
@@ -143,12 +147,15 @@ def apply(learner, optimizer, groups, scalars):
     for key, value in [*groups["optimizer"].items(), *scalars.items()]:
         name, _, entry = key.rpartition("::")
         values.setdefault(name, {})[entry] = value
-    distributed.set_optimizer_state_dict(learner, optimizer, {"state": values, "param_groups": fresh["param_groups"]}, options=options)
-    distributed.set_model_state_dict(learner, groups["model"], options=options)     # last: the line above takes an empty step
+    distributed.set_optimizer_state_dict(
+        learner, optimizer, {"state": values, "param_groups": fresh["param_groups"]}, options=options
+    )
+    # last: the line above takes an empty step
+    distributed.set_model_state_dict(learner, groups["model"], options=options)
 
 
 def whole_state(module):
-    """The module's state dict on the CPU, shards put together, each tensor with a storage of its own; every process must call it."""
+    """The module's state dict on the CPU, shards put together, no storage shared; every process must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {name: tensor.clone() for name, tensor in state.items()}

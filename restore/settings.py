@@ -1,4 +1,4 @@
-"""What every training run is told: the settings, the learning rate they mean, and which of them a resumed run may change."""
+"""What every training run is told: the settings, the learning rate they mean, what a resumed run may change."""
 
 import dataclasses
 import math
@@ -8,19 +8,28 @@ from .branches import Branches
 from .errors import RestoreError
 from .recipe import flatten
 
-# Keys that may change between a run and its resumption, since the weights do not depend on them. `steps` may be extended: the cosine
-# then ends at the new number, and the learning rate jumps to where that curve is.
-FREE_KEYS = ("steps", "workers", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "trackers", "validation.",
-             "data.cache_mb")
+# Keys that may change between a run and its resumption, since the weights do not depend on them. `steps` may be
+# extended: the cosine then ends at the new number, and the learning rate jumps to where that curve is.
+FREE_KEYS = (
+    "steps",
+    "workers",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "trackers",
+    "validation.",
+    "data.cache_mb",
+)
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclasses.dataclass
 class Training:
-    """What every training run has; a recipe inherits it and adds its data, so that its keys stand at the top of the YAML.
+    """What every training run has; a recipe inherits it and adds its data, so that these keys stand at its top.
 
-    batch_size: samples in one optimizer step, over all processes; each process takes ``batch_size / processes`` of them,
-        in ``accumulate`` micro-batches. The recipe so means the same on one device and on eight.
+    batch_size: samples in one optimizer step, over all processes; each process takes ``batch_size / processes`` of
+        them, in ``accumulate`` micro-batches. The recipe so means the same on one device and on eight.
     lr, warmup, lr_end: cosine from ``lr`` down to ``lr * lr_end`` after ``warmup`` steps of linear rise (never from 0).
     clip: largest norm of the gradient, 0 for none. ema: decay of the averaged weights, 0 for none.
     weight_decay: AdamW's, on weights of two and more dimensions (not on biases and norms).
@@ -55,8 +64,16 @@ class Training:
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def check(self):
-        for key in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints",
-                    "max_bad_steps"):
+        for key in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "validate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_bad_steps",
+        ):
             if getattr(self, key) < 1:
                 raise RestoreError(f"{key}: {getattr(self, key)} must be at least 1")
         for key in ("seed", "workers", "warmup", "weight_decay", "clip"):
@@ -77,7 +94,7 @@ class Training:
 
 
 def learning_rate(training, step):
-    """Learning rate of ``step`` (from 0): a line up to ``lr`` over ``warmup`` steps, then a cosine down to ``lr * lr_end``."""
+    """Learning rate of ``step`` (from 0): a line up to ``lr`` over ``warmup`` steps, a cosine to ``lr * lr_end``."""
     if step < training.warmup:
         return training.lr * (step + 1) / (training.warmup + 1)
     progress = (step - training.warmup) / max(training.steps - training.warmup, 1)
@@ -85,10 +102,12 @@ def learning_rate(training, step):
 
 
 def require_same(old, new, folder):
-    """Raise RestoreError unless two resolved recipes (dicts) describe the same weights; it names each key that differs."""
+    """Raise RestoreError unless two resolved recipes (dicts) make the same weights; it names each key that differs."""
     old, new = flatten(old), flatten(new)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)]
     if changed:
         listed = "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in changed)
-        raise RestoreError(f"{folder}: the run was started with another recipe: {listed}. Start a new run in another folder, or "
-                           "give the old values.")
+        raise RestoreError(
+            f"{folder}: the run was started with another recipe: {listed}. Start a new run in another folder, or "
+            "give the old values."
+        )

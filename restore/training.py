@@ -1,8 +1,8 @@
-"""The training loop, in sight: Accelerate, branches, EMA, schedule, exact resume, validation at every branch, JSON-lines log.
+"""The training loop, in sight: Accelerate, branches, EMA, schedule, exact resume, validation, log.
 
-Whatever is drawn during a step is a function of (seed, step): the samples, the depths and torch's own generator, which is seeded
-anew in every step. The weights, their averages and the optimizer's state are then all that a checkpoint needs, and a resumed run
-ends with the same bits as an unbroken one.
+Whatever is drawn during a step is a function of (seed, step): the samples, the depths and torch's own generator, which
+is seeded anew in every step. The weights, their averages and the optimizer's state are then all that a checkpoint
+needs, and a resumed run ends with the same bits as an unbroken one.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ __all__ = ["Learner", "Training", "learning_rate", "train"]
 
 
 class Learner(nn.Module):
-    """The network and, beside it, the head that looks at the encoder's latent; what is saved in the end is the network alone."""
+    """The network and, beside it, the head that looks at the encoder's latent; ``final`` gets the network alone."""
 
     def __init__(self, network, head=None):
         super().__init__()
@@ -53,18 +53,24 @@ class _Hook:
         self.handle.remove()
 
 
-def train(model, samples, recipe, out, *, resume=False, validation=(), head=None, head_weight=0.1, on_step=None, provenance=None):
+def train(model, samples, recipe, out, *, resume=False, validation=(), head=None, head_weight=0.1, on_step=None,
+          provenance=None):
     """Train ``model`` and return the folder ``out/final`` with its averaged weights.
 
-    model: a :class:`restore.models.base.RestorationModel` on the CPU; trained at ``model.depths`` as ``recipe.branches`` says.
-    samples: an object whose ``sample(k)`` returns a dictionary: ``input`` and ``target`` float tensors (3, s, s) in [0, 1], ``task`` int,
-        and ``skipped`` str (names of files that had to be replaced, one a line; may be missing). It must depend on (seed, k) alone.
-    recipe: a :class:`Training` or a dataclass that inherits it; written to ``out/recipe.yaml`` and compared with it on resume.
-    out: folder of the run. Refused if it holds a run already, unless ``resume``; a ``resume`` where nothing was saved yet starts anew.
+    model: a :class:`restore.models.base.RestorationModel` on the CPU; trained at ``model.depths`` as
+        ``recipe.branches`` says.
+    samples: an object whose ``sample(k)`` returns a dictionary: ``input`` and ``target`` (3, s, s) float32 in [0, 1],
+        ``task`` int, and ``skipped`` str (names of files that had to be replaced, one a line; may be missing). It must
+        depend on (seed, k) alone.
+    recipe: a :class:`Training` or a dataclass that inherits it; written to ``out/recipe.yaml`` and compared with it on
+        resume.
+    out: folder of the run. Refused if it holds a run already, unless ``resume``; a ``resume`` where nothing was saved
+        yet starts anew.
     validation: :class:`restore.validation.Pair` s, restored at every depth each ``validate_every`` steps.
-    head: module from the encoder's latent (n, c, h, w) to logits of the task, trained beside it with cross-entropy times
-        ``head_weight``, and not saved in ``final``.
-    on_step: ``on_step(step, model)``, called before each step in training mode; must depend on ``step`` alone (gUNet freezes its norms).
+    head: module from the encoder's latent (n, c, h, w) to logits of the task, trained beside it with cross-entropy
+        times ``head_weight``, and not saved in ``final``.
+    on_step: ``on_step(step, model)``, called before each step in training mode; must depend on ``step`` alone (gUNet
+        freezes its norms).
     provenance: more facts for ``final/config.json``: data manifest hash, corpus.
 
     Raises RestoreError: the run exists, the recipe changed, the loss is not finite for too long, the disk is full.
@@ -103,7 +109,7 @@ class _Run:
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
         self.criterion = build_loss(recipe.loss)
         self.parallel = isinstance(self.learner, nn.parallel.DistributedDataParallel)
-        if self.parallel:                           # the exchange copies such a gradient, which is all that the warning says
+        if self.parallel:       # the exchange copies such a gradient, which is all that the warning says
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self.step, self.counters = 0, {"skipped_steps": 0, "bad_in_a_row": 0, "broken_samples": 0, "seconds": 0.0}
         self.meter, self.broken, self.scores = {}, {}, {}
@@ -121,7 +127,9 @@ class _Run:
             self.accelerator.wait_for_everyone()
             return None
         if not resume:
-            raise RestoreError(f"{self.folder.path}: holds a run already; add --resume to go on with it, or choose another folder")
+            raise RestoreError(
+                f"{self.folder.path}: holds a run already; add --resume to go on with it, or choose another folder"
+            )
         require_same(self.folder.recipe(), plain, self.folder.path)
         self.folder.clear_partial()
         saved = self.folder.load()
@@ -141,7 +149,9 @@ class _Run:
         loader = batches(self.samples, self.micro_batch, self.step * recipe.accumulate, recipe.workers,
                          self.accelerator.process_index, self.accelerator.num_processes,
                          pin_memory=self.accelerator.device.type == "cuda")
-        bar = tqdm(total=recipe.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True, mininterval=1)
+        bar = tqdm(
+            total=recipe.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True, mininterval=1
+        )
         self.started = time.monotonic()
         self.learner.train()
         with bar, contextlib.closing(loader):
@@ -160,7 +170,7 @@ class _Run:
         return self._finish()
 
     def _train_step(self, loader):
-        """One optimizer step: every micro-batch through the planned depths, then one update, unless something is not finite."""
+        """One optimizer step: every micro-batch through the planned depths, then an update if all is finite."""
         recipe, accelerator = self.recipe, self.accelerator
         rate = learning_rate(recipe, self.step)
         for group in self.optimizer.param_groups:
@@ -179,7 +189,7 @@ class _Run:
                     largest = output.detach() if i == 0 and any(p.distill for p in passes) else largest
                     finite *= torch.isfinite(loss.detach())
                     loss = loss * (item.weight / recipe.accumulate)
-                    if last and self.parallel:      # each weight takes part in the exchange, also one that no depth of this step used
+                    if last and self.parallel:      # weights that this step did not use are exchanged too
                         loss = loss + 0 * sum(p.sum() for p in self.learner.parameters() if p.requires_grad)
                     accelerator.backward(loss)
         for p in self.learner.parameters():
@@ -224,11 +234,11 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.counters["bad_in_a_row"] >= recipe.max_bad_steps:
             kept = self.folder.steps()
+            last = f"; the last checkpoint is {self.folder.checkpoints}/step-{kept[-1]:08d}" if kept else ""
             raise RestoreError(
-                f"step {self.step + 1}: the loss or its gradient was not finite in {recipe.max_bad_steps} consecutive steps, so the run "
-                f"stops. The weights were not touched in them"
-                + (f"; the last checkpoint is {self.folder.checkpoints}/step-{kept[-1]:08d}." if kept else ".")
-                + " A lower lr, a longer warmup or precision: fp32 usually helps.")
+                f"step {self.step + 1}: the loss or its gradient was not finite in {recipe.max_bad_steps} consecutive "
+                f"steps, so the run stops. They did not touch the weights{last}. A lower lr, a longer warmup or "
+                "precision: fp32 usually helps.")
 
     def _measure(self, name, value, weight):
         total, count = self.meter.get(name, (0.0, 0.0))
@@ -269,7 +279,7 @@ class _Run:
             + (f", {broken} broken files" if broken else "")
 
     def _counted(self):
-        """Counters over all processes. Samples that needed another file are counted, and the broken files that were met."""
+        """Counters over all processes: steps skipped, samples that needed another file, broken files."""
         from accelerate.utils import gather_object
         parts = gather_object([(self.counters["broken_samples"], list(self.broken))])
         return {"skipped_steps": self.counters["skipped_steps"], "broken_samples": sum(n for n, _ in parts),
@@ -277,7 +287,7 @@ class _Run:
                 "seconds": round(self.counters["seconds"] + time.monotonic() - self.started, 1)}
 
     def _validate(self):
-        """PSNR of the averaged weights at every depth, into the log; returns it in short. Each process takes its share of the pairs."""
+        """PSNR of the averaged weights at every depth into the log, and in short as text; pairs are shared out."""
         from accelerate.utils import DistributedType, gather_object
 
         from .validation import summarise, validate
@@ -286,11 +296,13 @@ class _Run:
         strip = self.folder.path / "validation" / f"step-{self.step:08d}.png" if accelerator.is_main_process else None
         with self._averaged():
             network = self.network
-            if accelerator.distributed_type == DistributedType.FSDP:           # put together in the main process, which does it all
+            if accelerator.distributed_type == DistributedType.FSDP:       # the main process does it all
                 network, world = self._whole_network(), 1
-            part = validate(network, self.validation[rank::world], self.depths, accelerator.device, strip) if rank < world else {}
+            share = self.validation[rank::world]
+            part = validate(network, share, self.depths, accelerator.device, strip) if rank < world else {}
         self.scores = summarise(gather_object([part]))
-        self.folder.log(step=self.step, psnr={str(d): {t: round(v, 4) for t, v in s.items()} for d, s in self.scores.items()})
+        rounded = {str(depth): {t: round(v, 4) for t, v in s.items()} for depth, s in self.scores.items()}
+        self.folder.log(step=self.step, psnr=rounded)
         accelerator.log({f"psnr/{d}/{t}": v for d, s in self.scores.items() for t, v in s.items()}, step=self.step)
         return f"step {self.step}: PSNR " + ", ".join(f"{d} {s['mean']:.2f}" for d, s in self.scores.items()) + " dB"
 
@@ -336,8 +348,10 @@ class _Run:
             self.counters = {**self.counters, "broken_samples": 0}
         self.accelerator.print(f"{self.folder.path}: going on from step {step}")
         if state["processes"] != self.accelerator.num_processes:
-            self.accelerator.print(f"{state['processes']} processes before, {self.accelerator.num_processes} now: the same samples in "
-                                   "each step, but sums are rounded otherwise, so the end is not the same to the bit")
+            self.accelerator.print(
+                f"{state['processes']} processes before, {self.accelerator.num_processes} now: the same samples in "
+                "each step, but sums are rounded otherwise, so the end is not the same to the bit"
+            )
 
     def _start_trackers(self):
         if self.recipe.trackers:
@@ -369,19 +383,23 @@ def _accelerator(recipe, out):
     AcceleratorState._reset_state()                 # a second run in one process may have another precision
     precision = "no" if recipe.precision == "fp32" else recipe.precision
     try:
-        accelerator = Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu", log_with=recipe.trackers or None,
-                                  project_dir=str(out))
+        accelerator = Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu", project_dir=str(out),
+                                  log_with=recipe.trackers or None)
     except ValueError as error:
         raise RestoreError(f"precision: {recipe.precision} does not work here: {error}") from None
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
-        raise RestoreError("FSDP: only its second version is supported; set fsdp_version: 2 in Accelerate's configuration")
+        raise RestoreError(
+            "FSDP: only its second version is supported; set fsdp_version: 2 in Accelerate's configuration"
+        )
     return accelerator
 
 
 def _micro_batch(recipe, processes):
     parts = processes * recipe.accumulate
     if recipe.batch_size % parts:
-        raise RestoreError(f"batch_size: {recipe.batch_size} cannot be cut into {processes} processes x {recipe.accumulate} accumulate")
+        raise RestoreError(
+            f"batch_size: {recipe.batch_size} cannot be cut into {processes} processes x {recipe.accumulate} accumulate"
+        )
     return recipe.batch_size // parts
 
 
@@ -390,7 +408,8 @@ def _optimizer(learner, recipe):
     for parameter in learner.parameters():
         if parameter.requires_grad:
             kinds[parameter.ndim >= 2].append(parameter)
-    groups = [{"params": kinds[True], "weight_decay": recipe.weight_decay}, {"params": kinds[False], "weight_decay": 0.0}]
+    decay = {True: recipe.weight_decay, False: 0.0}
+    groups = [{"params": kinds[kind], "weight_decay": decay[kind]} for kind in kinds]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas)
 
 
@@ -403,7 +422,9 @@ def _plain(tensor):
 
 
 def _device_name(device):
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device} ({torch.get_num_threads()} threads)"
 
 
 def _short_versions():

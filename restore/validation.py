@@ -15,7 +15,9 @@ STRIP_ROWS = 6
 
 @dataclasses.dataclass
 class Pair:
-    """One validation image: ``input`` and ``target`` float32 (3, h, w) in [0, 1]; scores are averaged per ``task`` (a word)."""
+    """One validation image: ``input`` and ``target`` float32 (3, h, w) in [0, 1]; scores are averaged per ``task`` (a
+    word).
+    """
     name: str
     task: str
     input: torch.Tensor
@@ -23,10 +25,12 @@ class Pair:
 
 
 def validate(network, pairs, depths, device, strip=None):
-    """``{depth: {task: [PSNR of each pair]}}`` of float32 outputs clamped to [0, 1], RGB, no border cut; at most 100 dB.
+    """``{depth: {task: [PSNR of each pair]}}`` of float32 outputs clamped to [0, 1], RGB, no border cut; at most 100
+    dB.
 
-    Images are restored whole, or in tiles where the memory asks for it, by :class:`restore.restorer.Restorer`. The input's own
-    scores are under the depth ``"input"``. strip: path of a PNG to write: input, each depth, target of the first pairs.
+    Images are restored whole, or in tiles where the memory asks for it, by :class:`restore.restorer.Restorer`. The
+    input's own scores are under the depth ``"input"``. strip: path of a PNG to write: input, each depth, target of the
+    first pairs.
     """
     from .restorer import Restorer
     mode = network.training
@@ -61,7 +65,9 @@ def summarise(parts):
 
 
 def write_strip(path, rows):
-    """Rows of float images (3, h, w) as one PNG: the middle of each image, at most ``STRIP_SIDE`` pixels wide and high."""
+    """Rows of float images (3, h, w) as one PNG: the middle of each image, at most ``STRIP_SIDE`` pixels wide and
+    high.
+    """
     import cv2
     cells = [[_middle(image) for image in row] for row in rows]
     width = sum(c.shape[1] + 2 for c in max(cells, key=lambda row: sum(c.shape[1] for c in row)))

@@ -21,7 +21,8 @@ def test_alternate_draws_one_depth_a_step_with_the_given_chances():
     drawn = Counter()
     for step in range(2000):
         passes = [planned(branches, step, micro) for micro in range(3)]
-        assert passes[0] == passes[1] == passes[2] and len(passes[0]) == 1       # all micro-batches of a step at one depth
+        # all micro-batches of a step at one depth
+        assert passes[0] == passes[1] == passes[2] and len(passes[0]) == 1
         assert passes[0][0].rows == slice(0, 8) and passes[0][0].weight == 1
         drawn[passes[0][0].depth] += 1
     assert drawn["m"] == 0 and abs(drawn["s"] - 500) < 80                          # four standard deviations: 77
@@ -54,7 +55,9 @@ def test_per_sample_covers_every_row_once():
 
 
 def test_per_sample_draws_anew_in_each_micro_batch():
-    assert any(planned(Branches("per_sample"), step, 0) != planned(Branches("per_sample"), step, 1) for step in range(20))
+    assert any(
+        planned(Branches("per_sample"), step, 0) != planned(Branches("per_sample"), step, 1) for step in range(20)
+    )
 
 
 def test_sandwich_is_largest_smallest_and_a_random_one_between():
@@ -86,7 +89,8 @@ def test_depth_names_of_a_network():
     assert depth_names(model, Branches()) == ["a", "b", "c"]
     model.depths = dict(reversed(model.depths.items()))
     assert depth_names(model, Branches()) == ["a", "b", "c"]             # the order of the recipe decides nothing
-    assert depth_names(model, Branches("largest_only")) == ["c"]         # c costs more than b, though it repeats less in all
+    # c costs more than b, though it repeats less in all
+    assert depth_names(model, Branches("largest_only")) == ["c"]
     assert depth_names(model, Branches("single:b")) == ["b"]
     assert depth_names(model, Branches("single:2,2,2,2")) == ["2,2,2,2"]
     with pytest.raises(RestoreError, match=r"branches\.strategy.*huge"):
@@ -96,9 +100,17 @@ def test_depth_names_of_a_network():
     assert depth_names(create_model("gunet_t"), Branches("sandwich")) == [None]
 
 
-@pytest.mark.parametrize("branches", [
-    Branches("alternate"), Branches("alternate", {"s": 3, "l": 1}), Branches("per_sample", groups=2), Branches("sandwich"),
-    Branches("largest_only"), Branches("single:m")])
+@pytest.mark.parametrize(
+    "branches",
+    [
+        Branches("alternate"),
+        Branches("alternate", {"s": 3, "l": 1}),
+        Branches("per_sample", groups=2),
+        Branches("sandwich"),
+        Branches("largest_only"),
+        Branches("single:m"),
+    ],
+)
 def test_shares_are_those_of_many_planned_steps(branches):
     counted = Counter()
     for step in range(2000):

@@ -229,8 +229,10 @@ def test_stream_gives_the_same_sample_wherever_one_starts(dataset):
     corpus = Stream("set", dataset.to_iterable_dataset(num_shards=3))
     images = CleanImages(corpus, seed=0)
     unbroken = [images.fetch(k) for k in range(20)]
-    assert [int(image[0, 0, 0]) for image, _ in unbroken[:8]] == [0, 1, 2, 2, 4, 5, 6, 7]     # the neighbour takes 3's place
-    assert sum(bool(skipped) for _, skipped in unbroken[:16]) == 2       # once a pass; later passes have the shards in another order
+    # the neighbour takes 3's place
+    assert [int(image[0, 0, 0]) for image, _ in unbroken[:8]] == [0, 1, 2, 2, 4, 5, 6, 7]
+    # once a pass; later passes have the shards in another order
+    assert sum(bool(skipped) for _, skipped in unbroken[:16]) == 2
     later = CleanImages(Stream("set", dataset.to_iterable_dataset(num_shards=3)), seed=0)
     for k in (11, 13, 19, 5, 18):
         assert np.array_equal(later.fetch(k)[0], unbroken[k][0])

@@ -23,7 +23,10 @@ from restore.errors import RestoreError
 from restore.recipe import from_dict, read, to_dict
 
 RECIPES = Path(__file__).resolve().parents[1] / "pretrain" / "recipes"
-SMALLEST = {"options": {"width": 8, "heads": [1, 1, 1, 1], "refinement": 1}, "depths": {"small": [1, 1, 1, 1], "large": [1, 2, 1, 1]}}
+SMALLEST = {
+    "options": {"width": 8, "heads": [1, 1, 1, 1], "refinement": 1},
+    "depths": {"small": [1, 1, 1, 1], "large": [1, 2, 1, 1]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,22 @@ def photos(tmp_path_factory):
 
 def recipe_for(photos, **values):
     data = {"source": str(photos), "crop": 24, **values.pop("data", {})}
-    return from_dict(Recipe, {"steps": 4, "batch_size": 2, "workers": 0, "device": "cpu", "log_every": 1, "checkpoint_every": 4,
-                              "validate_every": 4, "model": SMALLEST, "validation": {"last": 2, "side": 24}, "data": data, **values})
+    return from_dict(
+        Recipe,
+        {
+            "steps": 4,
+            "batch_size": 2,
+            "workers": 0,
+            "device": "cpu",
+            "log_every": 1,
+            "checkpoint_every": 4,
+            "validate_every": 4,
+            "model": SMALLEST,
+            "validation": {"last": 2, "side": 24},
+            "data": data,
+            **values,
+        },
+    )
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -51,22 +68,35 @@ def test_shipped_recipes_are_whole(path):
     assert from_dict(Recipe, to_dict(recipe)) == recipe == from_dict(Recipe, json.loads(json.dumps(to_dict(recipe))))
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"stepz": 3}, "stepz: no such key; did you mean steps"),
-    ({"data": {"source": "x", "krop": 3}}, r"data\.krop: no such key; did you mean data\.crop"),
-    ({"data": {}}, r"data\.source: give a folder"),
-    ({"steps": "many"}, "steps: expected int, got 'many'"), ({"steps": 1.5}, "steps: expected int"), ({"steps": True}, "steps: expected int"),
-    ({"steps": float("inf")}, "steps: expected int"), ({"lr": float("nan")}, "lr: nan"),
-    ({"steps": -5}, "steps: -5"), ({"lr": "1e-4x"}, "lr: expected float"), ({"loss": "l3"}, "loss: 'l3' is none of"),
-    ({"precision": "fp8"}, "precision: 'fp8' is none of fp32, bf16, fp16"),
-    ({"branches": {"strategy": "sandwitch"}}, r"branches\.strategy: 'sandwitch' is none of"),
-    ({"noise": {"sigma": [50, 5]}}, r"noise\.sigma: \[50\.0, 5\.0\] must rise"), ({"noise": {"sigma": 25}}, r"noise\.sigma: expected"),
-    ({"noise": {"probability": 1.2}}, r"noise\.probability: 1\.2 is not in 0\.\.1"),
-    ({"jpeg": {"quality": [0, 50]}}, r"jpeg\.quality: .* lie in 1\.\.100"), ({"masking": {"ratio": [0.2, 1.5]}}, r"masking\.ratio"),
-    ({"masking": {"patch": []}}, r"masking\.patch"), ({"targets": {"tasks": {"fog": 1}}}, r"targets\.tasks: 'fog' is none of noise, rain, haze"),
-    ({"targets": {"tasks": {"rain": 0}}}, r"targets\.tasks: all weights are 0"), ({"validation": {"last": -1}}, r"validation\.last: -1"),
-    ({"data": {"source": "x", "crop": 2}}, r"data\.crop: 2 is not in"), ({"data": {"source": "x", "on_device": True}}, "data.on_device.*workers: 0"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"stepz": 3}, "stepz: no such key; did you mean steps"),
+        ({"data": {"source": "x", "krop": 3}}, r"data\.krop: no such key; did you mean data\.crop"),
+        ({"data": {}}, r"data\.source: give a folder"),
+        ({"steps": "many"}, "steps: expected int, got 'many'"),
+        ({"steps": 1.5}, "steps: expected int"),
+        ({"steps": True}, "steps: expected int"),
+        ({"steps": float("inf")}, "steps: expected int"),
+        ({"lr": float("nan")}, "lr: nan"),
+        ({"steps": -5}, "steps: -5"),
+        ({"lr": "1e-4x"}, "lr: expected float"),
+        ({"loss": "l3"}, "loss: 'l3' is none of"),
+        ({"precision": "fp8"}, "precision: 'fp8' is none of fp32, bf16, fp16"),
+        ({"branches": {"strategy": "sandwitch"}}, r"branches\.strategy: 'sandwitch' is none of"),
+        ({"noise": {"sigma": [50, 5]}}, r"noise\.sigma: \[50\.0, 5\.0\] must rise"),
+        ({"noise": {"sigma": 25}}, r"noise\.sigma: expected"),
+        ({"noise": {"probability": 1.2}}, r"noise\.probability: 1\.2 is not in 0\.\.1"),
+        ({"jpeg": {"quality": [0, 50]}}, r"jpeg\.quality: .* lie in 1\.\.100"),
+        ({"masking": {"ratio": [0.2, 1.5]}}, r"masking\.ratio"),
+        ({"masking": {"patch": []}}, r"masking\.patch"),
+        ({"targets": {"tasks": {"fog": 1}}}, r"targets\.tasks: 'fog' is none of noise, rain, haze"),
+        ({"targets": {"tasks": {"rain": 0}}}, r"targets\.tasks: all weights are 0"),
+        ({"validation": {"last": -1}}, r"validation\.last: -1"),
+        ({"data": {"source": "x", "crop": 2}}, r"data\.crop: 2 is not in"),
+        ({"data": {"source": "x", "on_device": True}}, "data.on_device.*workers: 0"),
+    ],
+)
 def test_a_wrong_recipe_is_refused_by_its_key(values, message):
     with pytest.raises(RestoreError, match=message):
         from_dict(Recipe, {"data": {"source": "x"}, **values})
@@ -167,7 +197,8 @@ def test_validation_images_are_kept_apart(photos):
     assert all(torch.equal(a.input, b.input) for a, b in zip(pairs, again, strict=True))
     apart = recipe_for(photos, validation={"source": str(photos), "side": 0})
     corpus, pairs = build_data(apart)
-    assert corpus.count == 40 and len(pairs) == 3 * 38 and pairs[0].input.shape == (3, 40, 50)      # the two broken ones are left out
+    # the two broken ones are left out
+    assert corpus.count == 40 and len(pairs) == 3 * 38 and pairs[0].input.shape == (3, 40, 50)
     with pytest.raises(RestoreError, match=r"validation\.last: 40 leaves none"):
         build_data(recipe_for(photos, validation={"last": 40}))
 
@@ -187,7 +218,9 @@ def test_a_run_on_tar_shards_with_broken_members(photos, tmp_path, capsys):
             data = path.read_bytes()
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    recipe = recipe_for(tmp_path / "shard-000.tar", steps=12, checkpoint_every=12, targets={"tasks": {"noise": 1, "rain": 1}})
+    recipe = recipe_for(
+        tmp_path / "shard-000.tar", steps=12, checkpoint_every=12, targets={"tasks": {"noise": 1, "rain": 1}}
+    )
     final = run(recipe, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert rows[-2]["broken_files"] == 1 and rows[-2]["broken_samples"] >= 1 and "task_accuracy" in rows[0]
@@ -195,13 +228,21 @@ def test_a_run_on_tar_shards_with_broken_members(photos, tmp_path, capsys):
     model = restore.load(final)
     assert model.depths == {"small": (1, 1, 1, 1), "large": (1, 2, 1, 1)} and model.provenance["corpus"]["images"] == 10
     assert len(model.provenance["corpus"]["sha256"]) == 64
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "run.json", "log.jsonl", "checkpoints", "validation", "final"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "recipe.yaml",
+        "run.json",
+        "log.jsonl",
+        "checkpoints",
+        "validation",
+        "final",
+    }
 
 
 def test_saved_bytes_by_hand():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.Tanh())
     network.forward = lambda x, depth: torch.nn.Sequential.forward(network, x)
-    assert saved_bytes(network, None, 10) == 4 * 100 * (3 + 5)                 # the input of the convolution, the output of tanh
+    # the input of the convolution, the output of tanh
+    assert saved_bytes(network, None, 10) == 4 * 100 * (3 + 5)
 
 
 def test_plan_shows_the_papers_half_and_that_it_is_the_samples(photos):
@@ -230,9 +271,13 @@ def test_the_command_line(photos, tmp_path, capsys):
     assert resolved["steps"] == 2 and resolved["noise"]["sigma"] == [1.0, 2.0] and resolved["data"]["crop"] == 24
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["seed"] == 0 and facts["torch"] == torch.__version__.split("+")[0] and facts["processes"] == 1
-    for wrong, message in ((["--stepz", "3"], "--stepz: no such key; did you mean --steps?"), (["--steps", "x"], "steps"),
-                           (["--data.krop", "3"], "did you mean --data.crop?"), (["--branches.strategy", "single:huge"], "branches.strategy"),
-                           ([], "holds a run already; add --resume")):
+    for wrong, message in (
+        (["--stepz", "3"], "--stepz: no such key; did you mean --steps?"),
+        (["--steps", "x"], "steps"),
+        (["--data.krop", "3"], "did you mean --data.crop?"),
+        (["--branches.strategy", "single:huge"], "branches.strategy"),
+        ([], "holds a run already; add --resume"),
+    ):
         assert main([str(path), *wrong, "-o", str(tmp_path / "run")]) == 1
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error and error.startswith("pretrain: error: ")
@@ -241,7 +286,26 @@ def test_the_command_line(photos, tmp_path, capsys):
 
 def test_help_and_bench(capsys):
     assert main(["--help"]) == 0 and "plan RECIPE" in capsys.readouterr().out
-    assert main(["bench", "--samples", "10", "--crop", "32", "--steps", "1", "--width", "8", "--batch", "1", "--depth", "1,1,1,1"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "--samples",
+                "10",
+                "--crop",
+                "32",
+                "--steps",
+                "1",
+                "--width",
+                "8",
+                "--batch",
+                "1",
+                "--depth",
+                "1,1,1,1",
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert "samples/s" in text and "noise + JPEG + masking" in text and "fp32" in text
     assert main(["bench", "--steps", "-1"]) == 1

@@ -38,18 +38,36 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A network of a few thousand weights on ten small images, one of them broken; branches, noise, JPEG and masks are drawn."""
+    """A network of a few thousand weights on ten small images, one of them broken; branches, noise, JPEG and masks are
+    drawn.
+    """
     photos = tmp_path_factory.mktemp("photos")
     for number in range(10):
         image = np.random.default_rng(number).integers(0, 256, (24, 30, 3), dtype=np.uint8)
         cv2.imwrite(str(photos / f"{number}.png"), cv2.GaussianBlur(image, (5, 5), 2))
     (photos / "3.png").write_bytes(b"\x89PNG broken")
-    return from_dict(Recipe, {
-        "steps": STEPS, "batch_size": 4, "workers": 0, "warmup": 3, "ema": 0.9, "log_every": 1, "checkpoint_every": 4, "validate_every": 6,
-        "device": "cpu", "weight_decay": 0.01,
-        "model": {"options": {"width": 8, "heads": [1, 1, 1, 1], "refinement": 1},
-                  "depths": {"small": [1, 1, 1, 1], "large": [1, 2, 1, 1]}},
-        "data": {"source": str(photos), "crop": 16}, "masking": {"patch": [2, 4]}, "validation": {"last": 1}})
+    return from_dict(
+        Recipe,
+        {
+            "steps": STEPS,
+            "batch_size": 4,
+            "workers": 0,
+            "warmup": 3,
+            "ema": 0.9,
+            "log_every": 1,
+            "checkpoint_every": 4,
+            "validate_every": 6,
+            "device": "cpu",
+            "weight_decay": 0.01,
+            "model": {
+                "options": {"width": 8, "heads": [1, 1, 1, 1], "refinement": 1},
+                "depths": {"small": [1, 1, 1, 1], "large": [1, 2, 1, 1]},
+            },
+            "data": {"source": str(photos), "crop": 16},
+            "masking": {"patch": [2, 4]},
+            "validation": {"last": 1},
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +108,15 @@ def start(recipe, out, *options, prefix=(), code=None):
     command = [sys.executable, "-c", code] if code else [sys.executable, *prefix, "-m", "pretrain"]
     if prefix:
         command = [sys.executable, *prefix, "-m", "pretrain"]
-    return subprocess.Popen([*command, str(file), "-o", str(out), *options], cwd=ROOT, start_new_session=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*command, str(file), "-o", str(out), *options],
+        cwd=ROOT,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def kill_after(process, out, rows, delay=0.0):
@@ -242,7 +267,9 @@ def torchrun(port):
 
 @pytest.mark.slow
 def test_two_processes_killed(recipe, tmp_path):
-    """Two gloo processes: an unbroken run against one that is killed, resumed on two workers, killed and resumed once more."""
+    """Two gloo processes: an unbroken run against one that is killed, resumed on two workers, killed and resumed once
+    more.
+    """
     for number, workers in enumerate((0, 2, 0)):
         two = changed(recipe, workers=workers)
         if number == 0:

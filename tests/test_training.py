@@ -45,8 +45,12 @@ class Noisy:
         generator = torch.Generator().manual_seed(k)
         target = torch.rand(3, 8, 8, generator=generator)
         bad = k in self.poison
-        return {"input": target * math.nan if bad else target + 0.1 * torch.randn(3, 8, 8, generator=generator), "target": target,
-                "task": k % 2, "skipped": ""}
+        return {
+            "input": target * math.nan if bad else target + 0.1 * torch.randn(3, 8, 8, generator=generator),
+            "target": target,
+            "task": k % 2,
+            "skipped": "",
+        }
 
 
 def network():
@@ -56,8 +60,19 @@ def network():
 
 
 def settings(**values):
-    return Training(**{"steps": 4, "batch_size": 2, "workers": 0, "device": "cpu", "lr": 1e-3, "log_every": 1, "checkpoint_every": 100,
-                       "ema": 0.0, **values})
+    return Training(
+        **{
+            "steps": 4,
+            "batch_size": 2,
+            "workers": 0,
+            "device": "cpu",
+            "lr": 1e-3,
+            "log_every": 1,
+            "checkpoint_every": 100,
+            "ema": 0.0,
+            **values,
+        }
+    )
 
 
 def rows(out):
@@ -78,7 +93,9 @@ def test_learning_rate_by_hand():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loop_is_the_plain_loop(tmp_path, accumulate):
-    """The same weights, to the bit, as twenty lines of plain PyTorch; the draws of the branch are taken from their own tested function."""
+    """The same weights, to the bit, as twenty lines of plain PyTorch; the draws of the branch are taken from their own
+    tested function.
+    """
     training = settings(steps=5, warmup=2, weight_decay=0.1, clip=0.1, accumulate=accumulate, batch_size=4)
     train(network(), Noisy(), training, tmp_path / "run")
 
@@ -102,8 +119,8 @@ def test_the_loop_is_the_plain_loop(tmp_path, accumulate):
 
 
 def test_sandwich_with_distillation_by_hand(tmp_path):
-    """After one step of plain averaging with lr so that AdamW moves by its sign: the gradient is of both passes, the small one's target
-    the large one's detached output."""
+    """After one step of plain averaging with lr so that AdamW moves by its sign: the gradient is of both passes, the
+    small one's target the large one's detached output."""
     training = settings(steps=1, branches=Branches("sandwich", distill=True), betas=(0.0, 0.0), clip=0.0)
     train(network(), Noisy(), training, tmp_path / "run")
     model, batch = network(), next(batches(Noisy(), 2))
@@ -155,7 +172,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert [row["skipped_steps"] for row in rows(tmp_path)] == [0, 1, 1]
     assert not any(math.isnan(value) for row in rows(tmp_path) for value in row.values())
     for part in ("model", "optimizer", "ema"):
-        one, two, three = (load_file(tmp_path / "checkpoints" / f"step-0000000{n}" / f"{part}.safetensors") for n in (1, 2, 3))
+        one, two, three = (
+            load_file(tmp_path / "checkpoints" / f"step-0000000{n}" / f"{part}.safetensors") for n in (1, 2, 3)
+        )
         assert all(torch.equal(one[name], two[name]) for name in one)
         assert any(not torch.equal(two[name], three[name]) for name in one)
         assert all(torch.isfinite(value).all() for value in three.values())
@@ -172,9 +191,14 @@ def test_steps_that_stay_not_finite_stop_the_run(tmp_path):
 def test_validation_at_every_depth(tmp_path):
     from skimage.metrics import peak_signal_noise_ratio
     rng = np.random.default_rng(0)
-    pairs = [Pair(str(n), "noise", torch.from_numpy(rng.random((3, 20, 30), np.float32)), torch.rand(3, 20, 30)) for n in range(2)]
+    pairs = [
+        Pair(str(n), "noise", torch.from_numpy(rng.random((3, 20, 30), np.float32)), torch.rand(3, 20, 30))
+        for n in range(2)
+    ]
     pairs.append(Pair("x", "rain", torch.full((3, 9, 7), 0.5), torch.full((3, 9, 7), 0.6)))
-    final = train(network(), Noisy(), settings(validate_every=3), tmp_path, validation=pairs, provenance={"corpus": "made up"})
+    final = train(
+        network(), Noisy(), settings(validate_every=3), tmp_path, validation=pairs, provenance={"corpus": "made up"}
+    )
     found = [row for row in rows(tmp_path) if "psnr" in row]
     assert [row["step"] for row in found] == [3, 4]
     expected = np.mean([peak_signal_noise_ratio(p.target.numpy(), p.input.numpy(), data_range=1) for p in pairs[:2]])
@@ -185,7 +209,9 @@ def test_validation_at_every_depth(tmp_path):
     for depth in ("small", "large"):                        # the last validation was of the weights that were saved
         with torch.no_grad():
             output = [model(p.input[None], depth)[0].clamp(0, 1) for p in pairs]
-        score = np.mean([peak_signal_noise_ratio(p.target.numpy(), o.numpy(), data_range=1) for p, o in zip(pairs[:2], output)])
+        score = np.mean(
+            [peak_signal_noise_ratio(p.target.numpy(), o.numpy(), data_range=1) for p, o in zip(pairs[:2], output)]
+        )
         assert found[1]["psnr"][depth]["noise"] == pytest.approx(score, abs=2e-3)
         assert model.provenance["psnr"][depth]["noise"] == pytest.approx(score, abs=2e-3)
     assert model.provenance["corpus"] == "made up" and model.provenance["steps"] == 4
@@ -200,7 +226,12 @@ class Shade:
 
     def sample(self, k):
         task = k % 2
-        return {"input": torch.full((3, 8, 8), 0.2 + 0.6 * task), "target": torch.full((3, 8, 8), 0.5), "task": task, "skipped": ""}
+        return {
+            "input": torch.full((3, 8, 8), 0.2 + 0.6 * task),
+            "target": torch.full((3, 8, 8), 0.5),
+            "task": task,
+            "skipped": "",
+        }
 
 
 def test_the_head_learns_the_task_and_stays_out_of_the_weights(tmp_path):
@@ -219,7 +250,9 @@ def test_the_head_learns_the_task_and_stays_out_of_the_weights(tmp_path):
         train(create_model("gunet_t"), Shade(), settings(), tmp_path / "other", head=Head(64, 2))
 
 
-@pytest.mark.parametrize("values", [{"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True}, {"loss": "frequency"}])
+@pytest.mark.parametrize(
+    "values", [{"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True}, {"loss": "frequency"}]
+)
 def test_options_of_the_loop(tmp_path, values):
     train(network(), Noisy(), settings(steps=2, **values), tmp_path)
     assert rows(tmp_path)[-1]["skipped_steps"] == 0
@@ -229,13 +262,20 @@ def test_options_of_the_loop(tmp_path, values):
 
 def test_a_step_hook_sees_every_step(tmp_path):
     seen = []
-    train(network(), Noisy(), settings(steps=3), tmp_path, on_step=lambda step, model: seen.append((step, model.training)))
+    train(
+        network(), Noisy(), settings(steps=3), tmp_path, on_step=lambda step, model: seen.append((step, model.training))
+    )
     assert seen == [(0, True), (1, True), (2, True)]
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"batch_size": 3, "accumulate": 2}, "batch_size: 3 cannot be cut"), ({"trackers": ["wandb"]}, "trackers: wandb is not installed"),
-    ({"branches": Branches("single:huge")}, "branches.strategy.*huge")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"batch_size": 3, "accumulate": 2}, "batch_size: 3 cannot be cut"),
+        ({"trackers": ["wandb"]}, "trackers: wandb is not installed"),
+        ({"branches": Branches("single:huge")}, "branches.strategy.*huge"),
+    ],
+)
 def test_what_cannot_be_is_told_before_the_run_begins(tmp_path, values, message):
     if "trackers" in values:
         import importlib.util
@@ -246,10 +286,23 @@ def test_what_cannot_be_is_told_before_the_run_begins(tmp_path, values, message)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("values, key", [
-    ({"steps": 0}, "steps"), ({"lr": -1.0}, "lr"), ({"lr": math.nan}, "lr"), ({"ema": 1.0}, "ema"), ({"betas": (0.9, 1.0)}, "betas"),
-    ({"warmup": 4}, "warmup"), ({"clip": -1.0}, "clip"), ({"workers": -1}, "workers"), ({"trackers": ["tensorbord"]}, "trackers"),
-    ({"lr_end": 1.5}, "lr_end"), ({"keep_checkpoints": 0}, "keep_checkpoints"), ({"max_bad_steps": 0}, "max_bad_steps")])
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        ({"steps": 0}, "steps"),
+        ({"lr": -1.0}, "lr"),
+        ({"lr": math.nan}, "lr"),
+        ({"ema": 1.0}, "ema"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"warmup": 4}, "warmup"),
+        ({"clip": -1.0}, "clip"),
+        ({"workers": -1}, "workers"),
+        ({"trackers": ["tensorbord"]}, "trackers"),
+        ({"lr_end": 1.5}, "lr_end"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints"),
+        ({"max_bad_steps": 0}, "max_bad_steps"),
+    ],
+)
 def test_impossible_settings_are_named(values, key):
     with pytest.raises(RestoreError, match=f"^{key}:"):
         settings(**values).check()
@@ -278,12 +331,13 @@ class Noisy:
         g = torch.Generator().manual_seed(k)
         target = torch.rand(3, 8, 8, generator=g)
         bad = k == 5                                    # in one process only: step 1 is left out by both
-        return {"input": target * float("nan") if bad else target + torch.randn(3, 8, 8, generator=g) / 10, "target": target, "task": 0}
+        return {"input": target * float("nan") if bad else target + torch.randn(3, 8, 8, generator=g) / 10, "target":
+        target, "task": 0}
 
 torch.manual_seed(0)
 strategy, accumulate = sys.argv[2], int(sys.argv[3])
-train(Forked(), Noisy(), Training(steps=6, batch_size=4, accumulate=accumulate, workers=0, device="cpu", lr=1e-2, log_every=1,
-      branches=Branches(strategy)), sys.argv[1])
+train(Forked(), Noisy(), Training(steps=6, batch_size=4, accumulate=accumulate, workers=0, device="cpu", lr=1e-2,
+      log_every=1, branches=Branches(strategy)), sys.argv[1])
 """
 
 
@@ -296,12 +350,20 @@ def test_two_processes_do_what_one_does(tmp_path, strategy):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
     for out, command, accumulate in (("one", [sys.executable], 2), ("two", launch, 1)):
-        done = subprocess.run([*command, str(script), str(tmp_path / out), strategy, str(accumulate)], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path / out), strategy, str(accumulate)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert rows(tmp_path / "one")[-1]["skipped_steps"] == rows(tmp_path / "two")[-1]["skipped_steps"] == 1
-    if strategy != "per_sample":                    # whose draws are by micro-batch, so that one process with two differs
+    # whose draws are by micro-batch, so that one process with two differs
+    if strategy != "per_sample":
         assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     assert all(torch.isfinite(value).all() for value in two.values())
 
@@ -360,9 +422,18 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_sharded_weights_are_saved_whole_and_resumed_exactly(tmp_path):
-    """FSDP2 on two gloo processes (Accelerate offers FSDP on accelerators only, so that this goes to torch's own functions)."""
+    """FSDP2 on two gloo processes (Accelerate offers FSDP on accelerators only, so that this goes to torch's own
+    functions).
+    """
     (tmp_path / "sharded.py").write_text(SHARDED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29551"]
-    done = subprocess.run([*launch, str(tmp_path / "sharded.py"), str(tmp_path / "run")], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240, check=False)
+    done = subprocess.run(
+        [*launch, str(tmp_path / "sharded.py"), str(tmp_path / "run")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0 and done.stdout.count("equal") == 2, done.stderr
