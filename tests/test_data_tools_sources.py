@@ -238,7 +238,7 @@ def test_url_lists_are_fetched_politely_and_only_once(tmp_path, server):
     shards = sorted((tmp_path / "work" / "download" / "s").glob("*.tar"))
     shards[1].unlink()                                    # as if killed before it was committed
     assert [row["error"] for row in listed(tmp_path / "list.csv", tmp_path, settings=SETTINGS)] == [row["error"] for row in rows]
-    assert Handler.asked["/0.jpg"] == asked["/0.jpg"] and Handler.asked["/noai.jpg"] == asked["/noai.jpg"] + 1
+    assert Handler.asked["/1.jpg"] == asked["/1.jpg"] and Handler.asked["/noai.jpg"] == asked["/noai.jpg"] + 1
 
 
 @pytest.mark.parametrize("header, refused", [("noai", "noai"), ("NoImageAI", "noimageai"), ("all", None), ("max-snippet: 10", None),
