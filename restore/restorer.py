@@ -14,7 +14,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _DEFAULT_MEMORY = 2e9                        # on a CPU, for the whole process: a 24-megapixel photo fits
 _SHARE = 0.8                                 # of what is free, at most
-_PROCESS = 7.5e8                             # what Python and torch take without any image: measured, CUDA's torch
+_PROCESS = 8.5e8                             # what Python and torch take without any image: measured, CUDA's torch
 _OVERHEAD = 1.15                             # of a network beyond its tensors: scratch buffers of the kernels, measured
 _LEAST = 1.5e8                               # for the network, however small the budget
 _SMALL = 256 * 256                           # up to this many pixels an image is never cut

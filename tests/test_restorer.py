@@ -298,26 +298,24 @@ def test_a_real_network_at_both_depths_and_odd_sizes(monkeypatch):
 def test_24_megapixels_under_two_gigabytes(tmp_path):
     """In a process of its own, with a network that really takes what it says: 400 bytes a pixel."""
     code = """
-import json, numpy as np, torch
+import json, torch
 from pathlib import Path
-from restore.restorer import Restorer
 from restore.models.base import RestorationModel
+from restore.restorer import Restorer
 class Wide(RestorationModel):
     name, multiple = "wide", 8
-    def __init__(self):
-        super().__init__({})
-        self.conv = torch.nn.Conv2d(3, 100, 1)
     def restore(self, x, repeats):
-        return x + self.conv(x).mean(1, keepdim=True) * 0
-restorer = Restorer(Wide())
+        return torch.cat([x] * 32, 1).view(1, 32, 3, *x.shape[2:]).mean(1)
+restorer = Restorer(Wide({}))
 image = torch.rand(3, 4000, 6000)
 out = restorer(image)
 peak = next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
-print(json.dumps({"peak": peak * 1024, "tiles": restorer.count_tiles(4000, 6000), "same": bool(torch.allclose(image, out))}))
+worst = max(float((a - b).abs().max()) for a, b in zip(image[0], out[0]))
+print(json.dumps({"peak": peak * 1024, "tiles": restorer.count_tiles(4000, 6000), "worst": worst}))
 """
     if not sys.platform.startswith("linux"):
         pytest.skip("reads the peak from /proc")
     result = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
-    assert result["same"]
+    assert result["worst"] < 1e-6
     assert result["tiles"] > 1
-    assert result["peak"] < 2e9
+    assert 1e9 < result["peak"] < 2e9
