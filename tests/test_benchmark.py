@@ -228,6 +228,15 @@ def test_bad_files_are_named_and_the_rest_goes_on(data):
     assert any("0.png" in line and "partner" in line for line in lines)
 
 
+def test_other_pixels_under_the_right_names_are_not_the_published_set(data):
+    text = SUITE.replace("names: [alpha, beta, gamma]", "names: [alpha, beta, gamma], crc32: {seeded-15: '070578f8'}")
+    (data / "suite.yaml").write_text(text)
+    assert run_suite(data, only=["mini-15"]).entries[0].label == "complete"
+    save(data / "data" / "mini" / "beta.png", picture(7))
+    altered = run_suite(data, only=["mini-15"]).entries[0]
+    assert (altered.label, altered.complete) == ("altered", False) and "not the published pixels" in altered.notes[0]
+
+
 def test_a_bad_file_does_not_shift_the_noise_of_others(data):
     whole = {row["image"]: row["psnr"] for row in run_suite(data, protocol_name="lineage", only=["mini-25"]).rows}
     path = data / "data" / "mini" / "alpha.png"

@@ -32,6 +32,7 @@ class ImageSet:
     names: tuple = ()
     sizes: tuple = ()
     clean_border: int = 0
+    crc32: dict = field(default_factory=dict, hash=False)
     published: str = "not recorded"
 
 

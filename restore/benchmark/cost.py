@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 
-def first_call(competitor, image, entry):
-    """Run ``competitor`` once as a warm-up and return the peak memory of that call in MiB, or None if nobody can tell.
+def warm_up(competitor, image, entry):
+    """Warm ``competitor`` up and return the peak memory of one more call in MiB, or None if nobody can tell.
 
     On a GPU it is what PyTorch allocated at the most, weights included. On Linux it is by how much the process grew beyond
-    its size before the call.
+    its size before the call, weights not included.
     """
     device = str(getattr(competitor, "device", "cpu"))
+    competitor.restore(image, entry)                     # what is allocated once and for all is no cost of a call
     if device.startswith("cuda"):
         import torch
         torch.cuda.reset_peak_memory_stats(device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..page import Html
 
 WIDTH, HEIGHT = 520, 360
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 46
+LEFT, RIGHT, TOP, BOTTOM = 74, 16, 34, 46
 COLOURS = ("#0a66c2", "#c2410c", "#15803d", "#9333ea", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
 
 

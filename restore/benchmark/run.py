@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import RestoreError
-from .cost import first_call
+from .cost import warm_up
 from .gallery import Crop, Gallery, cut, pack, photo, unpack, windows
 from .inputs import checksum, inputs
 from .protocol import score, to_float
@@ -107,6 +107,9 @@ def _run_entry(result, results, cache, first, crops, progress, scorer, clock):
     for item in pending:
         _collect(item, results, galleries)
     result.crc = f"{crc:08x}"
+    expected = entry.set.crc32.get(f"{protocol.name}-{entry.sigma or 0:g}", result.crc)
+    if result.complete and result.crc != expected:
+        result.notes.append(f"not the published pixels: the inputs' crc32 is {result.crc}, the published set's {expected}")
     for competitor in competitors:
         _fill(galleries[competitor.name], competitor, entry, cache, keys[competitor.name])
         results.galleries[competitor.name, entry.key] = galleries[competitor.name]
@@ -120,7 +123,7 @@ def _run_image(competitor, image, result, results, cache, scorer, clock, galleri
         if record is None:
             if competitor.runs and competitor.name not in results.memory:
                 with clock.apart():
-                    results.memory[competitor.name] = first_call(competitor, image, result.entry)
+                    results.memory[competitor.name] = warm_up(competitor, image, result.entry)
             with clock.network():
                 restored, seconds = competitor.restore(image, result.entry)
             record = scorer.submit(_score, restored, seconds, image, results.suite.protocol, cache, key,

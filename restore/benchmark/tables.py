@@ -106,8 +106,10 @@ def cost_line(summary):
     clock = summary["clock"]
     if not clock["network_wall"]:
         return "Every result came from the cache."
-    text = f"Decoding, noise, scores and crops took {clock['own']:.1f} s of CPU, the models {clock['network']:.1f} s"
-    return f"{text}: {100 * clock['own'] / clock['network']:.1f} % on top." if clock["network"] > clock["own"] else f"{text}."
+    own = clock["own"] + clock.get("report", 0.0)
+    text = (f"Decoding, noise, scores and crops{' and the report' if 'report' in clock else ''} took {own:.1f} s of CPU, "
+            f"the models {clock['network']:.1f} s")
+    return f"{text}: {100 * own / clock['network']:.1f} % on top." if clock["network"] > own else f"{text}."
 
 
 def _sets(summary):

@@ -11,6 +11,7 @@ OUT gets report.md, report.tex, report.json, report.html, results.csv and result
 """
 
 import sys
+import time
 from pathlib import Path
 
 from ..errors import RestoreError
@@ -92,9 +93,11 @@ def _bench(suite, located, args):
             bar.update()
         results = run.run(suite, located, rows, cache, args.first, args.crops, progress)
     settings = {key: value for key, value in vars(args).items() if key != "check_dir"} | {"device": str(device)}
+    start = time.process_time()
     made = summary.summarise(results, settings)
     out = Path(args.output or f"bench-{suite.name}")
     report.write_report(results, made, out)
+    made["clock"]["report"] = time.process_time() - start
     print(tables.terminal(made))
     print(f"\nReport: {out / 'report.html'}")
     return 0 if results.ok else 1
