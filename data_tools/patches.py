@@ -75,9 +75,17 @@ def cut(data, settings, max_megapixels=200.0):
             pass                           # such as arithmetic coding: the pixels then
     pixels = _all_bits(data, header) if settings.content == "crops" else None
     if pixels is None:
-        _, pixels, _ = decode(data, max_megapixels)
+        pixels = _pixels(data, header, max_megapixels)
     return [(_png(pixels[y:y + settings.patch_size, x:x + settings.patch_size]), "png", x, y)
             for x, y, _ in choose(_gray(pixels), *choice)]
+
+
+def _pixels(data, header, max_megapixels):
+    """8-bit pixels, upright; JPEG with smooth chroma, as training reads it, where measuring takes the quick way."""
+    if header.format != "JPEG" or header.width * header.height > max_megapixels * 1e6:
+        return decode(data, max_megapixels)[1]
+    from restore.image import read_rgb8    # brings torch, so only when it is needed
+    return np.ascontiguousarray(read_rgb8(data)[:, :, ::-1])
 
 
 def _all_bits(data, header):
