@@ -66,7 +66,7 @@ METRICS = {
 }
 BASE = {"id": pa.string(), "error": pa.string(), "sha256": pa.binary(32), "phash": pa.binary(32),
         "phash_quality": pa.int8(), "descriptor": pa.binary()}
-SAMPLED = 150_000                          # pixels a block map looks at; larger images are sampled in strips
+SAMPLED = 200_000                          # pixels a block map looks at; larger images are sampled in strips
 
 
 def schema(plugin_columns=()):
