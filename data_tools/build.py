@@ -22,6 +22,7 @@ def command(name, arguments):
     if name == "measure":
         parser.add_argument("--shard", default="0/1", help="i/n: every n-th part only, for job arrays (scan first)")
     options, rest = parser.parse_known_args(arguments)
+    shard = _shard(options.shard) if name == "measure" else (0, 1)
     recipe = recipe_module.load(options.recipe, options.output, overrides(rest, parser))
     store = Store(recipe.output)
     store.folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,7 @@ def command(name, arguments):
         return build(store, recipe)
     if name == "measure" and store.manifest("scan") is None:
         run_stage("scan", store, recipe)
-    return run_stage(name, store, recipe, shard=_shard(options.shard) if name == "measure" else (0, 1))
+    return run_stage(name, store, recipe, shard)
 
 
 def overrides(rest, parser=None):

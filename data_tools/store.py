@@ -108,6 +108,7 @@ class Store:
         manifest = {"parts": list(parts), "rows": int(rows), "key": key, **more}
         write_bytes(self.path(stage, "manifest.json"), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         keep = set(manifest["parts"])
+        # glob finds hidden files too: the half-written ones of killed runs
         for stale in self.path(stage).glob("*.parquet"):
             if stale.name not in keep:
                 stale.unlink(missing_ok=True)
