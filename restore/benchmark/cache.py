@@ -45,6 +45,8 @@ class Cache:
 
     def key(self, competitor, entry, protocol, image):
         """Content hash of a result: the network, the protocol, the noise level, the code and the pixels themselves."""
+        if self.folder is None:
+            return ""
         parts = [competitor.key, competitor.image_key(image, entry), protocol.key(), repr(entry.sigma), code_version(),
                  image.digest]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]

@@ -89,7 +89,7 @@ def _run_entry(result, results, cache, first, crops, progress, scorer, clock):
     galleries = {c.name: Gallery(crops) for c in competitors}
     keys = {c.name: [] for c in competitors}
     pending, crc = [], 0
-    with contextlib.closing(_ahead(inputs(entry, result.located, protocol, first), clock)) as images:
+    with contextlib.closing(_ahead(inputs(entry, result.located, protocol, first), clock, bool(cache.folder))) as images:
         for image, crc_after in images:
             if image.error:
                 result.errors.append(image.error)
@@ -204,7 +204,7 @@ def _fill(gallery, competitor, entry, cache, keys):
     cache.put(key, {"scores": {}, "best": [pack(c) for c in gallery.best], "worst": [pack(c) for c in gallery.worst]})
 
 
-def _ahead(images, clock, depth=3):
+def _ahead(images, clock, digests, depth=3):
     """``(image, running crc)`` of ``images``, prepared in a thread of its own, at most ``depth`` ahead."""
     ready, stop = queue.Queue(depth), threading.Event()
 
@@ -222,7 +222,8 @@ def _ahead(images, clock, depth=3):
                     image = next(images, None)
                     if image is not None and not image.error:
                         crc = checksum(image, crc)
-                        image.digest  # noqa: B018  computed here, ahead of the network
+                        if digests:
+                            image.digest  # noqa: B018  computed here, ahead of the network
                 if image is None:
                     break
                 offer((image, crc))

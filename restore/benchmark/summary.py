@@ -66,11 +66,13 @@ def _model(competitor, rows_of, results):
         for size in sizes - macs_of.keys():
             macs_of[size] = competitor.macs(*size)
         macs = [macs_of[row["height"], row["width"]] for row in rows]
+        label = _label(whole[key], len(rows))
         for row, count in zip(rows, macs):
-            row["gmacs"] = None if count is None else count / 1e9
+            row |= {"gmacs": None if count is None else count / 1e9, "state": label,
+                    "protocol": results.suite.protocol.name}
         times = [row["milliseconds"] for row in rows if row["milliseconds"] is not None]
         entries[key] = {
-            "n": len(rows), "label": _label(whole[key], len(rows)),
+            "n": len(rows), "label": label,
             **{m: statistics.summarise([row[m] for row in rows], whole[key].entry.set.key) for m in metrics},
             "gmacs": None if None in macs else sum(macs) / len(macs) / 1e9,
             "milliseconds": median(times) if times else None}

@@ -7,7 +7,7 @@ NOT_COMPARABLE = "n/c"
 
 def columns(metrics):
     """Names of the per-image columns, in order."""
-    return ["model", "entry", "image", "sigma", "height", "width", *metrics, "gmacs", "milliseconds"]
+    return ["model", "entry", "state", "protocol", "image", "sigma", "height", "width", *metrics, "gmacs", "milliseconds"]
 
 
 def csv_text(rows, metrics):
@@ -24,7 +24,7 @@ def parquet_bytes(csv, metrics):
     """The same as a Parquet file, made from the text of :func:`csv_text`."""
     import pyarrow.csv
     import pyarrow.parquet
-    texts, whole = ("model", "entry", "image"), ("height", "width")
+    texts, whole = ("model", "entry", "state", "protocol", "image"), ("height", "width")
     types = {name: pyarrow.string() if name in texts else pyarrow.int32() if name in whole else pyarrow.float64()
              for name in columns(metrics)}
     # through the CSV reader, since pyarrow imports pandas to look at Python lists, which takes longer than scoring an image
@@ -210,7 +210,8 @@ def not_comparable(summary):
 
 
 def _pairs(summary):
-    rows = [[p["first"], p["second"], p["entry"], p["metric"], f"{p['difference']:+.4f}", f"[{p['low']:+.4f}, {p['high']:+.4f}]",
+    titles = {e["key"]: entry_title(e) for e in summary["entries"]}
+    rows = [[p["first"], p["second"], titles[p["entry"]], p["metric"], f"{p['difference']:+.4f}", f"[{p['low']:+.4f}, {p['high']:+.4f}]",
              f"{p['wins']} / {p['losses']} / {p['ties']}"] for p in summary["pairs"]]
     return table(["first", "second", "set", "metric", "first - second", "95 % interval", "wins / losses / ties"], rows)
 

@@ -82,6 +82,10 @@ def _bench(suite, located, args):
 
     keep_freed_memory()
     device = choose_device(args.device)
+    if device.type == "cuda":                # float32 is float32 here, and the same run gives the same numbers
+        import torch
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
     models = args.model or ([] if args.restored else ["input"])
     present = [key for key, place in located.items() if place]
     rows = competitors.competitors(models, args.depth, args.restored, device, alone=len(present) == 1)
