@@ -205,11 +205,11 @@ def live(gathered):
         limits.setdefault((limit.rule, limit.metric, limit.kind, limit.limit), k)
     rules = []
     for name, rule in gathered.rules.items():
-        parts = []
+        parts, none = [], np.zeros(gathered.sampled)
         for k, c in enumerate(decide.conditions(rule)):
             kind = "below" if "below" in c else "above" if "above" in c else None
             parts.append({"limit": limits[name, c["metric"], kind, float(c[kind])]} if kind else
-                         {"fixed": base64.b64encode(gathered.fixed[name, k].astype(np.uint8).tobytes()).decode()})
+                         {"fixed": base64.b64encode(gathered.fixed.get((name, k), none).astype(np.uint8).tobytes()).decode()})
         rules.append({"name": name, "rejects": rule["action"] == "reject", "any": "any" in rule, "parts": parts})
     return json.dumps({
         "rows": gathered.funnel.rows, "sampled": gathered.sampled, "rules": rules,

@@ -90,10 +90,10 @@ def table(**columns):
 def test_preference():
     """Larger first, then JPEG quality, colour, sharpness, noise, id; whatever the order of the rows."""
     one = bytes(range(32))
-    rows = dict(id=["f" * 16, "e" * 16, "d" * 16, "c" * 16, "b" * 16, "a" * 16], phash=[one] * 6, phash_quality=[100] * 6,
-                sha256=[bytes([k] * 32) for k in range(6)], width=[100, 200, 200, 200, 200, 200], height=[100] * 6,
-                jpeg_quality=[99, 60, 90, 90, 90, 90], gray=[False, False, True, False, False, False],
-                sharpness=[1.5, 1.5, 1.5, 1.5, 1.1, 1.5], noise=[0, 0, 0, 0.2, 0, 0.9])
+    rows = {"id": ["f" * 16, "e" * 16, "d" * 16, "c" * 16, "b" * 16, "a" * 16], "phash": [one] * 6, "phash_quality": [100] * 6,
+                "sha256": [bytes([k] * 32) for k in range(6)], "width": [100, 200, 200, 200, 200, 200], "height": [100] * 6,
+                "jpeg_quality": [99, 60, 90, 90, 90, 90], "gray": [False, False, True, False, False, False],
+                "sharpness": [1.5, 1.5, 1.5, 1.5, 1.1, 1.5], "noise": [0, 0, 0, 0.2, 0, 0.9]}
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4]):
         best, place, how = join.group(table(**{k: [v[i] for i in order] for k, v in rows.items()}))
         assert [order[row] for row in np.argsort(place)] == [3, 5, 4, 2, 1, 0]
@@ -103,9 +103,9 @@ def test_preference():
 
 def test_plain_pictures_and_errors_are_not_compared():
     one = bytes(32)
-    rows = dict(id=[f"{k:016x}" for k in range(5)], phash=[one] * 5, phash_quality=[10, 10, 100, 100, 10], width=[9] * 5,
-                height=[9] * 5, sha256=[b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32, b"a" * 32],
-                error=[None, None, None, "corrupt: x", None])
+    rows = {"id": [f"{k:016x}" for k in range(5)], "phash": [one] * 5, "phash_quality": [10, 10, 100, 100, 10], "width": [9] * 5,
+                "height": [9] * 5, "sha256": [b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32, b"a" * 32],
+                "error": [None, None, None, "corrupt: x", None]}
     best, place, how = join.group(table(**rows))
     assert best.tolist() == [0, -1, -1, -1, 0]            # the same bytes are, a hash of low quality or of a damaged file is not
     assert place.tolist() == [0, -1, -1, -1, 1]

@@ -93,7 +93,7 @@ def test_split_keeps_groups_together_and_shards_are_bounded(exported):
     assert {next(iter(split)) for split in sides.values()} == {"train", "val"}
     tars = sorted(store.path("export", "webdataset").rglob("*.tar"))
     assert len(tars) > 3
-    assert all(tar.stat().st_size <= recipe.export.shard_mb * 1e6 for tar in tars if len(tarfile.open(tar).getmembers()) > 2)
+    assert all(tar.stat().st_size <= recipe.export.shard_mb * 1e6 for tar in tars)
 
 
 def test_datasets_opens_it(exported, tmp_path):
