@@ -115,8 +115,8 @@ def _memory(recipe, model, names):
     copies = 4 + bool(recipe.ema)                   # weights, gradients, two moments of Adam, their average
     weights = 4 * copies * count_parameters(model)
     disk = 4 * (copies - 1) * count_parameters(model) * (recipe.keep_checkpoints + 1)
-    total = f"about {(weights + kept) / 1e9:.2f} GB on one device"
-    return [f"memory       {total}: {weights / 1e9:.2f} for weights and optimizer, {kept / 1e9:.2f} for the backward pass",
+    total, kept = f"about {(weights + kept) / 1e9:.2f} GB on one device", f"{kept / 1e9:.2f} for the backward pass"
+    return [f"memory       {total}: {weights / 1e9:.2f} for weights and optimizer, {kept} of {micro} samples",
             f"disk         {disk / 1e9:.2f} GB for {recipe.keep_checkpoints} checkpoints and the one being written"]
 
 

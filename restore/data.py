@@ -159,31 +159,43 @@ def batches(samples, batch_size, start_step=0, workers=0, rank=0, world=1, pin_m
     Yields dictionaries of stacked tensors, with ``skipped`` a list of strings. Raises what ``samples.sample`` raised.
     """
     from torch.utils.data import DataLoader
+    device = getattr(samples, "device", torch.device("cpu"))
 
     loader = DataLoader(
         _Numbered(samples),
         batch_sampler=_Steps(batch_size, start_step, rank, world),
         num_workers=workers,
         collate_fn=_collate,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and device.type == "cpu",
         prefetch_factor=4 if workers else None,
     )
-    for batch in _sequential(loader) if workers == 0 else loader:
+    for batch in _sequential(loader, device) if workers == 0 else loader:
         if "error" in batch:
             raise batch["error"]
         yield batch
 
 
-def _sequential(loader):
-    """Batches made in this process on one thread, as in a worker: sums in another order would be other samples."""
+def _sequential(loader, device):
+    """Batches made in this process on one thread, as in a worker: sums in another order would be other samples.
+
+    On a GPU they are made on a stream of their own, so that a sample that goes to the CPU for its JPEG does not wait
+    for the training step.
+    """
     iterator = iter(loader)
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     while True:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            batch = next(iterator)
+            with torch.cuda.stream(stream):
+                batch = next(iterator)
         finally:
             torch.set_num_threads(threads)
+        if stream is not None:
+            torch.cuda.current_stream(device).wait_stream(stream)
+            for value in batch.values():
+                if isinstance(value, torch.Tensor) and value.is_cuda:
+                    value.record_stream(torch.cuda.current_stream(device))
         yield batch
 
 

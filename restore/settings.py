@@ -10,17 +10,8 @@ from .recipe import flatten
 
 # Keys that may change between a run and its resumption, since the weights do not depend on them. `steps` may be
 # extended: the cosine then ends at the new number, and the learning rate jumps to where that curve is.
-FREE_KEYS = (
-    "steps",
-    "workers",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "trackers",
-    "validation.",
-    "data.cache_mb",
-)
+FREE_KEYS = ("steps", "workers", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "trackers",
+             "validation.side", "validation.images", "data.cache_mb")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -64,16 +55,8 @@ class Training:
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def check(self):
-        for key in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "validate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "max_bad_steps",
-        ):
+        for key in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every",
+                    "keep_checkpoints", "max_bad_steps"):
             if getattr(self, key) < 1:
                 raise RestoreError(f"{key}: {getattr(self, key)} must be at least 1")
         for key in ("seed", "workers", "warmup", "weight_decay", "clip"):
@@ -104,7 +87,7 @@ def learning_rate(training, step):
 def require_same(old, new, folder):
     """Raise RestoreError unless two resolved recipes (dicts) make the same weights; it names each key that differs."""
     old, new = flatten(old), flatten(new)
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)]
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_KEYS]
     if changed:
         listed = "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in changed)
         raise RestoreError(

@@ -14,10 +14,13 @@ import warnings
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from . import branches as branching
 from .data import batches
+from .depth import count_parameters, parse_depth
 from .errors import RestoreError
+from .files import require_space
 from .losses import build_loss
 from .recipe import flatten, to_dict
 from .resume import RunFolder, apply, collect, whole_state
@@ -88,10 +91,11 @@ class _Run:
         self.recipe, self.samples, self.validation, self.on_step = recipe, samples, validation, on_step
         self.head_weight, self.provenance = head_weight, provenance or {}
         self.depths = branching.depth_names(model, recipe.branches)
+        self.repeats = {name: model.repeats(parse_depth(name)) or None for name in self.depths}
         self.accelerator = _accelerator(recipe, out)
         self.micro_batch = _micro_batch(recipe, self.accelerator.num_processes)
         self.folder = RunFolder(out, write=self.accelerator.is_main_process)
-        saved = self._open(resume)
+        saved = self._open(model, resume)
 
         if recipe.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -115,32 +119,31 @@ class _Run:
         self.meter, self.broken, self.scores = {}, {}, {}
         if saved is not None:
             self._restore(*saved)
-        self.first_step = self.step
+        self.ahead = None               # the micro-batch that was fetched before its step
 
-    def _open(self, resume):
+    def _open(self, model, resume):
         """Decide whether this is a new run; returns the checkpoint to go on from, or None."""
         plain = to_dict(self.recipe)
+        facts = {"seed": self.recipe.seed, "processes": self.accelerator.num_processes,
+                 "device": _device_name(self.accelerator.device)}
         if not self.folder.holds_run():
+            copies = (3 + bool(self.recipe.ema)) * (self.recipe.keep_checkpoints + 1) + 1
+            require_space(self.folder.path, 4 * copies * count_parameters(model), "the run with its checkpoints")
             self.accelerator.wait_for_everyone()
-            self.folder.describe(plain, {"seed": self.recipe.seed, "processes": self.accelerator.num_processes,
-                                         "device": _device_name(self.accelerator.device)})
+            self.folder.describe(plain, facts)
             self.accelerator.wait_for_everyone()
             return None
         if not resume:
-            raise RestoreError(
-                f"{self.folder.path}: holds a run already; add --resume to go on with it, or choose another folder"
-            )
+            raise RestoreError(f"{self.folder.path}: holds a run; add --resume to go on, or choose another folder")
         require_same(self.folder.recipe(), plain, self.folder.path)
         self.folder.clear_partial()
         saved = self.folder.load()
         self.accelerator.wait_for_everyone()
-        self.folder.describe(plain, {"seed": self.recipe.seed, "processes": self.accelerator.num_processes,
-                                     "device": _device_name(self.accelerator.device)})
+        self.folder.describe(plain, facts)
         self.folder.cut_log(saved[0] if saved else 0)
         return saved
 
     def run(self):
-        from tqdm import tqdm
         recipe, main = self.recipe, self.accelerator.is_main_process
         if self.step >= recipe.steps and (self.folder.path / "final" / "config.json").exists():
             self.accelerator.print(f"{self.folder.path}: all {recipe.steps} steps are done")
@@ -149,9 +152,7 @@ class _Run:
         loader = batches(self.samples, self.micro_batch, self.step * recipe.accumulate, recipe.workers,
                          self.accelerator.process_index, self.accelerator.num_processes,
                          pin_memory=self.accelerator.device.type == "cuda")
-        bar = tqdm(
-            total=recipe.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True, mininterval=1
-        )
+        bar = tqdm(total=recipe.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
         self.started = time.monotonic()
         self.learner.train()
         with bar, contextlib.closing(loader):
@@ -178,7 +179,8 @@ class _Run:
         torch.manual_seed(_mixed(recipe.seed, self.step, accelerator.process_index))
         finite = torch.ones((), device=accelerator.device)
         for micro in range(recipe.accumulate):
-            batch = next(loader)
+            batch = self._fetch(loader) if self.ahead is None else self.ahead
+            self.ahead = None
             self._count_broken(batch)
             passes = branching.plan(recipe.branches, self.depths, recipe.seed, self.step, micro, self.micro_batch)
             largest = None
@@ -196,20 +198,26 @@ class _Run:
             if p.requires_grad and p.grad is None:      # as that sum does: one process and many then take the same step
                 p.grad = torch.zeros_like(p)
         norm = accelerator.clip_grad_norm_(self.learner.parameters(), recipe.clip or math.inf)
+        if self.step + 1 < recipe.steps:            # while a GPU is busy with the above
+            self.ahead = self._fetch(loader)
         self._update(finite * torch.isfinite(norm).to(finite), norm)
+
+    def _fetch(self, loader):
+        """The next micro-batch, on its way to the device."""
+        device = self.accelerator.device
+        return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for key, value in next(loader).items()}
 
     def _loss(self, batch, item, largest):
         """Loss of one pass, and its output; ``largest`` is the output that a distilled pass learns."""
-        from .depth import parse_depth
-        device = self.accelerator.device
-        x, target = (batch[key][item.rows].to(device, non_blocking=True) for key in ("input", "target"))
+        x, target = batch["input"][item.rows], batch["target"][item.rows]
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        output, logits = self.learner(x, parse_depth(item.depth))
+        output, logits = self.learner(x, self.repeats[item.depth])
         loss = self.criterion(output, largest[item.rows] if item.distill else target)
         self._measure(f"loss_{item.depth}" if item.depth else "loss", loss, item.weight)
         if logits is not None:
-            task = batch["task"][item.rows].to(device)
+            task = batch["task"][item.rows]
             entropy = nn.functional.cross_entropy(logits.float(), task)
             self._measure("task_accuracy", (logits.argmax(1) == task).float().mean(), item.weight)
             loss = loss + self.head_weight * entropy
@@ -262,7 +270,7 @@ class _Run:
                 if line not in self.broken and len(self.broken) < 1000:
                     self.broken[line] = None
                     if self.folder.write:
-                        print(f"skipped: {line}", flush=True)
+                        tqdm.write(f"skipped: {line}")
 
     def _log(self):
         """Write a row of the log; returns it in short for the progress bar."""

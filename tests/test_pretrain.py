@@ -276,7 +276,7 @@ def test_the_command_line(photos, tmp_path, capsys):
         (["--steps", "x"], "steps"),
         (["--data.krop", "3"], "did you mean --data.crop?"),
         (["--branches.strategy", "single:huge"], "branches.strategy"),
-        ([], "holds a run already; add --resume"),
+        ([], "holds a run; add --resume"),
     ):
         assert main([str(path), *wrong, "-o", str(tmp_path / "run")]) == 1
         error = capsys.readouterr().err

@@ -23,6 +23,7 @@ from pretrain.run import run
 from restore.errors import RestoreError
 from restore.recipe import from_dict, to_dict
 from restore.resume import RunFolder, damage
+from restore.settings import require_same
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 15
@@ -202,6 +203,25 @@ def test_a_run_is_never_mixed_with_another(recipe, unbroken):
     other = changed(recipe, lr=1e-3, data={**to_dict(recipe.data), "crop": 24})
     with pytest.raises(RestoreError, match=r"data\.crop was 16 and is now 24; lr was 0\.0002 and is now 0\.001"):
         run(other, unbroken, resume=True)
+
+
+def test_only_what_leaves_the_weights_alone_may_change(recipe):
+    old = to_dict(recipe)
+    require_same(old, to_dict(changed(recipe, steps=99, workers=2, log_every=7, trackers=["wandb"])), "run")
+    for values, key in (({"validation": {"last": 2}}, "validation.last"), ({"accumulate": 2}, "accumulate"), ({"seed": 1}, "seed"),
+                        ({"branches": {"strategy": "sandwich"}}, "branches.strategy"), ({"precision": "bf16"}, "precision")):
+        with pytest.raises(RestoreError, match=f"run: .*{key} was"):
+            require_same(old, to_dict(changed(recipe, **values)), "run")
+
+
+def test_a_run_that_has_no_room_does_not_begin(recipe, tmp_path, monkeypatch):
+    def full(folder, needed, what):
+        assert 1e5 < needed < 1e8
+        raise RestoreError(f"{folder}: {what} needs 1 MB and the disk has 0 MB left")
+    monkeypatch.setattr("restore.training.require_space", full)
+    with pytest.raises(RestoreError, match="the run with its checkpoints needs"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_steps_go_on_with_the_longer_schedule(recipe, unbroken, tmp_path):
