@@ -10,7 +10,7 @@ import numpy as np
 
 # low frequencies (row, column) and their entries in the luma table of the JPEG standard's annex K
 _FREQUENCIES = ((0, 1, 11), (1, 0, 12), (1, 1, 12), (0, 2, 10), (2, 0, 14), (1, 2, 14), (2, 1, 13), (2, 2, 16), (0, 3, 16), (3, 0, 14))
-_BLOCKS = 700                              # looked at per image
+_BLOCKS = 600                              # looked at per image
 _BINS = 400                                # of one level each
 _STEPS = np.arange(4, 81)
 _GATHERED, _FEWEST = 0.55, 25              # mean cosine from which values count as gathered; of at least so many values
