@@ -130,7 +130,7 @@ def _key(restorer):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} x{torch.get_num_threads()}"
     config = hashlib.sha256(json.dumps(restorer.model.config, sort_keys=True).encode()).hexdigest()[:12]
     depth = format_depth(restorer.depth) or "fixed"
-    return f"{name} | torch {torch.__version__} | {restorer.model.name} {config} | {depth} | {restorer.precision}"
+    return f"{name} | torch {torch.__version__} | {restorer.model.name} {config} | {depth} | {restorer.precision} | {restorer.runtime}"
 
 
 def _processor():

@@ -14,6 +14,8 @@ COMMANDS = {
     "degrade": "show or apply noise, JPEG, masking, rain and haze",
     "info": "parameters and MACs of a network at each depth",
     "import": "turn a published checkpoint into one of ours",
+    "depths": "quality and cost of each depth, as a table and a curve",
+    "export": "write a network as an ONNX, OpenVINO or torch.export file",
     "speed": "milliseconds at each depth, beside what this machine can do",
     "bench": "score models on benchmark sets, with the protocol beside every number",
 }

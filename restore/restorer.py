@@ -36,12 +36,17 @@ class Restorer:
     ``depth="auto"`` takes for each image the best depth within ``budget``, such as ``"200ms"``, ``"20gmacs"`` or ``"1GB"``
     (see :mod:`restore.budget`).
 
+    ``runtime`` is ``"torch"``, ``"onnxruntime"``, ``"openvino"`` or ``"auto"``, the fastest on this processor of those that are
+    installed; another one than torch exports the network on first use and keeps the file in the user's cache.
+    ``model`` may also be a file of ``restore export`` (``.onnx``, ``.xml``, ``.pt2``), which brings its runtime.
+
     **Tiles change the result slightly**: channel attention and prompts look at the whole of what they are given. With
     the same settings the same image gives the same tiles; :meth:`tile` tells which. On a CPU the network runs through
     :func:`restore.fast.fast`, a snapshot of its weights.
     """
 
-    def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=48, budget=None):
+    def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=48, budget=None,
+                 runtime="torch"):
         if precision not in PRECISIONS:
             raise RestoreError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
         if overlap < 0:
@@ -49,16 +54,14 @@ class Restorer:
         self.device = choose_device(device)
         self.memory = None if memory is None else parse_memory(memory)
         self.precision = precision
-        if isinstance(model, (str, os.PathLike)):
+        if str(model).endswith((".onnx", ".xml", ".pt2")) and isinstance(model, (str, os.PathLike)):
+            from .runtimes import FileNetwork
+            self.device = choose_device("cpu")
+            model = FileNetwork(model, precision)
+        elif isinstance(model, (str, os.PathLike)):
             from .checkpoint import load
             model = load(model, self.device)
         self.model = model.to(self.device).eval()
-        self.network, self._autocast = self.model, PRECISIONS[precision]     # what is run, and what it is run in
-        if self.device.type == "cpu" and precision != "fp16":
-            from .fast import fast
-            self.network = fast(self.model, PRECISIONS[precision] or torch.float32)
-            if self.network is not self.model:               # it has its precision in its weights
-                self._autocast = None
         if (depth == "auto") != (budget is not None):
             raise RestoreError("depth auto and a budget such as 200ms, 20gmacs or 1GB go together")
         self.budget = None
@@ -69,6 +72,25 @@ class Restorer:
         self.overlap = -(-overlap // model.multiple) * model.multiple
         self._cost = None                    # of the network: bytes, and bytes per pixel
         self._most = float("inf")            # pixels: less after a tile has run out of memory
+        self.runtime = runtime
+        self._choose_network()
+
+    def _choose_network(self):
+        """Set what is run, and the precision that it is run in; None if it has that in its weights."""
+        self.network, self._autocast = self.model, PRECISIONS[self.precision]
+        if self.runtime != "torch":
+            from .runtimes import converted, fastest
+            if self.device.type != "cpu":
+                raise RestoreError(f"runtime {self.runtime}: runs on the CPU; give --device cpu, or no runtime")
+            if self.runtime == "auto":
+                self.runtime = fastest(self)
+        if self.runtime != "torch":
+            self.network = converted(self.model, self.depth, self.runtime, self.precision)
+        elif self.device.type == "cpu" and self.precision != "fp16":
+            from .fast import fast
+            self.network = fast(self.model, PRECISIONS[self.precision] or torch.float32)
+        if self.network is not self.model or hasattr(self.model, "facts"):
+            self._autocast = None
 
     def __call__(self, image, progress=None):
         """Restore ``image`` and return the same kind of thing.
@@ -114,6 +136,15 @@ class Restorer:
         """This restorer at another depth, sharing the network and all settings."""
         other = copy.copy(self)
         other.depth, other.budget, other._cost = self.model.repeats(depth) or None, None, None
+        if other.runtime != "torch":         # its file is one depth
+            other._choose_network()
+        return other
+
+    def on(self, runtime):
+        """This restorer on another runtime, at the same depth and with the same settings."""
+        other = copy.copy(self)
+        other.runtime, other._cost = runtime, None
+        other._choose_network()
         return other
 
     def for_size(self, height, width):
@@ -125,6 +156,8 @@ class Restorer:
 
     def footprint(self):
         """Bytes that the network takes at work: ``(fixed, per pixel)``, beyond its weights and the image."""
+        if self._cost is None and hasattr(self.network, "footprint"):
+            self._cost = self.network.footprint()
         if self._cost is None:
             self._cost = measure(self.network, self.depth, 8 * self.model.multiple, 16 * self.model.multiple)
         return self._cost

@@ -35,6 +35,8 @@ def add_arguments(parser):
                         "measured once for each device and remembered)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: %(default)s")
+    parser.add_argument("--runtime", default="torch", choices=("torch", "onnxruntime", "openvino", "auto"),
+                        help="auto takes the fastest that is installed; all but torch export the network once (default: %(default)s)")
     parser.add_argument("--memory", metavar="SIZE", help="budget such as 2GB or 'unlimited'; above it an image is restored in "
                         "tiles, which changes the result slightly (default: 2GB on a CPU, 80%% of what an accelerator has free)")
     parser.add_argument("--quality", type=int, metavar="Q", help="of JPEG and lossy WebP, 1 to 100 (default: 95, or the input's "
@@ -122,7 +124,8 @@ def _restorer(args):
     from ..restorer import Restorer
     keep_freed_memory()
     depth = args.depth or ("auto" if args.budget else None)
-    restorer = Restorer(args.model, depth, _device(args.device), args.precision, args.memory, budget=args.budget)
+    restorer = Restorer(args.model, depth, _device(args.device), args.precision, args.memory, budget=args.budget,
+                        runtime=args.runtime)
     depth = f"within {args.budget}" if args.budget else format_depth(restorer.depth) or "fixed"
     print(f"{args.model}: {restorer.model.name}, depth {depth}, "
           f"{restorer.device}, {args.precision}", file=sys.stderr)
