@@ -110,6 +110,10 @@ def _too_large(size, limit):
 
 
 def _read_file(path, details, limit):
+    if "://" not in path:
+        with open(path, "rb", buffering=0) as file:
+            _too_large(os.fstat(file.fileno()).st_size, limit)
+            return file.read()             # sized by the file: read(limit) would set the whole limit aside
     with open_file(path) as file:
         data = file.read(limit + 1)
     _too_large(len(data), limit)
