@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from restore.corpus import Corpus, Folder, digest, open_corpus
 from restore.data import CleanImages, crop, numpy_rng, random_window, torch_generator
@@ -186,7 +187,12 @@ class Mixture:
         side = self.patch
         if not source.paired:
             side = max(side, min(CONTEXT.get(source.kind, 1) * side, height, width))
-        part = crop(image, side, random_window(height, width, side, rng))
+        whole = side
+        if source.task.shrink:          # a wider view in as many pixels; mirroring would add nothing to see
+            whole = max(side, min(int(side * rng.uniform(*source.task.shrink)), height, width))
+        part = crop(image, whole, random_window(height, width, whole, rng))
+        if whole > side:
+            part = F.interpolate(part[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
         degraded, clean = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
         top, left = rng.integers(side - self.patch + 1, size=2)
         inner = (slice(None), slice(top, top + self.patch), slice(left, left + self.patch))

@@ -28,6 +28,8 @@ class Task:
     sigmas: noise levels (0..255) that ``denoise`` draws from; sigma_range: draw evenly from this range instead.
     truncate: ``denoise`` cuts the fraction off, as the benchmarks do (training without it loses up to 0.04 dB there).
     quality: lowest and highest quality of ``jpeg``.
+    shrink: lowest and highest factor by which images are made smaller before they are cropped, drawn evenly; a crop then shows
+        more of the scene, which haze and rain are told by. Empty: never.
     validation: sets to validate on; where there are none, the images of ``holdout`` scenes are kept back from training.
     """
     kind: str = ""
@@ -40,6 +42,7 @@ class Task:
     sigma_range: list[float] = field(default_factory=list)
     truncate: bool = True
     quality: list[int] = field(default_factory=lambda: [10, 60])
+    shrink: list[float] = field(default_factory=list)
     validation: str | list[str | list[str]] = field(default_factory=list)
     holdout: int = 2
 
@@ -63,6 +66,8 @@ class Task:
             raise RestoreError(f"sigma_range: {self.sigma_range} must be two rising levels in 0..255")
         if not _rises(self.quality, 1, 100):
             raise RestoreError(f"quality: {self.quality} must be two rising numbers in 1..100")
+        if self.shrink and not _rises(self.shrink, 1, 16):
+            raise RestoreError(f"shrink: {self.shrink} must be two rising factors from 1 to 16")
         if self.holdout < 0:
             raise RestoreError(f"holdout: {self.holdout} is negative")
 

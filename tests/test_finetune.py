@@ -97,6 +97,17 @@ def test_every_image_comes_once_before_any_comes_again(sets):
         assert set(scenes.values()) == ({2} if source.label == "dehaze" and source.paired else {1})
 
 
+def test_shrinking_shows_more_of_the_scene(tmp_path):
+    """On a ramp that rises by 2 levels a pixel, and falls again in mirrored samples, half the size means 4 levels a pixel."""
+    ramp = np.repeat(np.tile(np.arange(100, dtype=np.uint8) * 2, (100, 1))[..., None], 3, axis=2)
+    write(tmp_path / "ramp.png", ramp)
+    for shrink, slope in (([], 2), ([2, 2], 4)):
+        task = {"clean": str(tmp_path), "sigmas": [0], "shrink": shrink, "holdout": 0}
+        target = mixture(recipe_of(tmp_path, tasks={"denoise": task})).sample(0)["target"] * 255
+        steepest = max(target.diff(dim=dim).abs()[:, 2:-2, 2:-2].mean().item() for dim in (1, 2))
+        assert steepest == pytest.approx(slope, abs=0.1)
+
+
 def test_repeated_short_sets_weigh_by_their_repeats(sets):
     recipe = recipe_of(sets, data={"crop": 16, "balance": "repeats"})
     tasks = {name: dataclasses.replace(task, repeat=repeat, synthetic=0.0)
