@@ -1,7 +1,6 @@
 """Image files: depth, alpha, metadata and orientation survive; what cannot be read says so. Judged by Pillow, OpenCV
 and tifffile, which did not write the files under test."""
 
-import io
 import struct
 import zlib
 
