@@ -228,7 +228,7 @@ def _protocol(name, value, path):
         made = _build(Metric, {"name": metric, **_mapping(fields, f"{where}: metric {metric!r}")},
                       f"{where}: metric {metric!r}")
         for key, allowed in (("measure", REFERENCE_MEASURES + PHOTO_MEASURES), ("channel", ("rgb", "y", "y8")),
-                             ("window", ("uniform7", "gaussian11", "pooled")), ("better", (None, "higher", "lower"))):
+                             ("window", ("uniform7", "skimage", "gaussian11", "pooled")), ("better", (None, "higher", "lower"))):
             _one_of(getattr(made, key), allowed, f"{where}: metric {metric!r}: {key}")
         metrics.append(Metric(**{**asdict(made), "better": "higher" if made.measure in REFERENCE_MEASURES else made.better}))
     made = _build(Protocol, {**value, "name": name, "metrics": tuple(metrics)}, where)
