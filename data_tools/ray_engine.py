@@ -5,6 +5,7 @@ worker survives is quarantined with the reason. Install with ``pip install anyde
 visible to every node (a shared file system or fsspec addresses).
 """
 
+import os
 import pickle
 import time
 from collections import deque
@@ -24,7 +25,11 @@ def run(target, arguments, items, workers=0, timeout=120.0, window=4096, chunk=C
     except ImportError:
         raise RestoreError("engine: ray is not installed; pip install anydepth[ray]") from None
     if not ray.is_initialized():
-        ray.init(address=None, num_cpus=workers or None, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        try:                               # joins the cluster of RAY_ADDRESS, or starts a local one
+            ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers or None, include_dashboard=False,
+                     log_to_driver=False, configure_logging=False)
+        except Exception as error:         # Ray raises many things here
+            raise RestoreError(f"Ray cannot start: {str(error).strip()[:300]}") from None
     task = ray.remote(max_retries=0, num_cpus=1)(_chunk)
     slots = workers or int(ray.cluster_resources().get("CPU", 1))
     items = enumerate(items)
