@@ -83,7 +83,7 @@ def test_seeded_inputs_and_scores_are_the_reference(data):
 def test_one_input_by_the_rule_as_written(data):
     suite = catalog.load_suite(data / "suite.yaml")
     entry = suite.entries[1]
-    image = next(inputs.inputs(entry, locate.locate(entry.set, [data / "data"]), suite.protocol))
+    image = next(inputs.inputs([entry], locate.locate(entry.set, [data / "data"]), suite.protocol))[1]
     clean = picture(0)[1:49, 1:65]                                   # 50x67 cut around the centre to 48x64
     rng = np.random.default_rng(zlib.crc32(b"alpha:25"))
     noisy = np.clip(clean.astype(float) + rng.standard_normal(clean.shape) * 25.0, 0, 255).astype(np.uint8)
@@ -93,7 +93,8 @@ def test_one_input_by_the_rule_as_written(data):
 def test_lineage_noise_is_one_sequence_over_the_set_in_order_of_name(data):
     suite = catalog.load_suite(data / "suite.yaml", "lineage")
     entry = suite.entries[1]
-    made = list(inputs.inputs(entry, locate.locate(entry.set, [data / "data"]), suite.protocol))
+    made = [image for of, image in inputs.inputs(suite.entries[:2], locate.locate(entry.set, [data / "data"]), suite.protocol)
+            if of == entry]                                       # the other noise level, read along, does not shift it
     np.random.seed(0)                                                # the rule of the released scripts
     for image in made:
         noise = np.random.randn(*image.clean.shape)
@@ -205,7 +206,7 @@ def test_larger_clean_images_of_the_original_release_are_cut(tmp_path):
     save(tmp_path / "SOTS" / "indoor" / "clear" / "1400.png", np.pad(picture(0, 64, 80), ((10, 10), (10, 10), (0, 0))))
     suite = catalog.load_suite("sots-indoor")
     found = locate.locate(suite.entries[0].set, [tmp_path])
-    image = next(inputs.inputs(suite.entries[0], found, suite.protocol))
+    image = next(inputs.inputs(suite.entries, found, suite.protocol))[1]
     assert image.error == "" and np.array_equal(image.degraded, image.clean)
 
 
@@ -342,7 +343,7 @@ def test_restored_folders_of_any_depth_score_like_the_outputs_themselves(data):
     assert (count, errors) == (2, [])
     direct = run_suite(data, ["input", "median"], only=["wet"])
     assert crc == direct.entries[0].crc
-    for image in inputs.inputs(entry, located, suite.protocol):
+    for _, image in inputs.inputs([entry], located, suite.protocol):
         restored = cv2.medianBlur(cv2.imread(str(data / "written" / "wet" / f"{image.name}.png")), 3)
         save(data / "eight" / "wet" / f"{image.name}.png", restored[..., ::-1])
         save(data / "sixteen" / "wet" / f"{image.name}.png", restored[..., ::-1].astype(np.uint16) * 257)
@@ -372,7 +373,8 @@ def test_networks_at_their_depths_and_their_cost(data):
     results = run_suite(data, [str(data / "tiny.safetensors")], only=["wet"], depths=["all", "1,1,1,1"])
     made = summary.summarise(results, {})
     assert [m["name"] for m in made["models"]] == ["tiny@small", "tiny@large", "tiny@1,1,1,1"]
-    image = next(inputs.inputs(results.entries[0].entry, results.entries[0].located, results.suite.protocol))
+    result = results.entries[0]
+    image = next(inputs.inputs([result.entry], result.located, results.suite.protocol))[1]
     for entry in made["models"]:
         depth = model.depths.get(entry["depth"], (1, 1, 1, 1))
         assert entry["entries"]["wet"]["gmacs"] == count_macs(model, 48, 64, depth) / 1e9

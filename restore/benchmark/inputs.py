@@ -37,53 +37,56 @@ class Input:
         return digest.hexdigest()
 
 
-def inputs(entry, located, protocol, first=None):
-    """Yield an :class:`Input` for every image of ``located``, in order of name; a bad file becomes its ``error``.
+def inputs(entries, located, protocol, first=None):
+    """Yield ``(entry, Input)`` for every image of ``located``, in order of name; a bad file becomes its input's ``error``.
 
-    With the ``sequence`` rule a file that cannot be read still takes its share of the random numbers where its header
-    tells its size, so that the noise of the images after it stays the same.
+    ``entries`` are all of this set: an image is read once for all noise levels. With the ``sequence`` rule every level has
+    the same random numbers, and a file that cannot be read still takes its share of them where its header tells its size,
+    so that the noise of the images after it stays the same.
     """
     sequence = None
-    if protocol.noise["rule"] == "sequence" and entry.sigma is not None:
+    if protocol.noise["rule"] == "sequence" and entries[0].set.kind == "clean":
         sequence = np.random.RandomState(protocol.noise.get("seed", 0))
     for item in located.items[:first]:
         try:
-            yield _input(item, entry, protocol, sequence)
+            degraded, clean, note = _read(item, entries[0].set, protocol)
+            noise = sequence.randn(*clean.shape) if sequence is not None else None
         except (ImageError, OSError) as error:
             if sequence is not None:
                 _skip(item, protocol, sequence)
-            yield Input(item.name, error=" ".join(str(error).split()))
+            line = " ".join(str(error).split())
+            yield from ((entry, Input(item.name, error=line)) for entry in entries)
+            continue
+        for entry in entries:
+            made = degraded
+            if entry.sigma is not None:
+                made = add_noise(clean, _by_name(item.name, entry.sigma, clean.shape) if noise is None else noise, entry.sigma)
+            yield entry, Input(item.name, made, clean, note=note)
 
 
-def _input(item, entry, protocol, sequence):
-    clean = degraded = None
-    if item.clean is not None:
-        clean = read_rgb8(item.clean, orientation=False)
-    if item.degraded is not None:
-        degraded = read_rgb8(item.degraded, orientation=False)
+def _read(item, image_set, protocol):
+    """``(degraded or None, clean or None, note)``, cut as the protocol says."""
+    clean = None if item.clean is None else read_rgb8(item.clean, orientation=False)
+    degraded = None if item.degraded is None else read_rgb8(item.degraded, orientation=False)
     if clean is not None and degraded is not None:
-        border = trimmed(clean.shape[:2], degraded.shape[:2], entry.set)
+        border = trimmed(clean.shape[:2], degraded.shape[:2], image_set)
         if border is None:
             raise ImageError(f"{item.name}: {item.degraded} is {degraded.shape[0]}x{degraded.shape[1]} and {item.clean} "
                              f"{clean.shape[0]}x{clean.shape[1]} (height x width); a pair must have one size")
         clean = clean[border:clean.shape[0] - border, border:clean.shape[1] - border]
-    note = _note(item, entry, clean)
+    note = _note(item, image_set, clean)
     degraded, clean = (None if image is None else crop(image, protocol.align) for image in (degraded, clean))
-    shape = (clean if degraded is None else degraded).shape
-    if 0 in shape:
+    if 0 in (clean if degraded is None else degraded).shape:
         raise ImageError(f"{item.name}: smaller than {protocol.align} pixels, nothing is left after the cut")
-    if entry.sigma is not None:
-        noise = _by_name(item.name, entry.sigma, shape) if sequence is None else sequence.randn(*shape)
-        degraded = add_noise(clean, noise, entry.sigma)
-    return Input(item.name, degraded, clean, note=note)
+    return degraded, clean, note
 
 
-def _note(item, entry, clean):
-    if clean is None or entry.set.kind != "clean":
+def _note(item, image_set, clean):
+    if clean is None or image_set.kind != "clean":
         return ""
     if np.array_equal(clean[..., 0], clean[..., 1]) and np.array_equal(clean[..., 0], clean[..., 2]):
         return f"{item.name}: gray, scored as RGB of equal channels"
-    if entry.set.sizes and clean.shape[:2] not in entry.set.sizes:
+    if image_set.sizes and clean.shape[:2] not in image_set.sizes:
         return f"{item.name}: not of this set's size"
     return ""
 
@@ -100,10 +103,10 @@ def _by_name(name, sigma, shape):
 
 
 def add_noise(clean, noise, sigma):
-    """``clean + noise * sigma`` on the 0..255 scale, clipped and truncated to ``uint8``; ``noise`` is overwritten."""
-    noise *= float(sigma)
-    noise += clean
-    return np.clip(noise, 0, 255, out=noise).astype(np.uint8)
+    """``clean + noise * sigma`` on the 0..255 scale, clipped and truncated to ``uint8``."""
+    noisy = noise * float(sigma)
+    noisy += clean
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
 
 
 def _skip(item, protocol, sequence):
@@ -126,7 +129,7 @@ def checksum(image, start=0):
 def write_inputs(entry, located, protocol, folder, first=None):
     """Write the degraded images as ``folder/NAME.png``; return ``(count, crc, errors)``. A name may hold folders."""
     crc, count, errors = 0, 0, []
-    for image in inputs(entry, located, protocol, first):
+    for _, image in inputs([entry], located, protocol, first):
         if image.error:
             errors.append(image.error)
             continue

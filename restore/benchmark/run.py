@@ -77,45 +77,50 @@ def run(suite, located, competitors, cache, first=None, crops=10, progress=None)
     results = Results(suite, competitors, [EntryResult(e, located[e.key], first=first) for e in suite.entries])
     clock = _Clock()
     with ThreadPoolExecutor(1) as scorer:
-        for result in results.entries:
-            if result.located:
-                _run_entry(result, results, cache, first, crops, progress, scorer, clock)
+        for image_set in dict.fromkeys(result.entry.set.key for result in results.entries if result.located):
+            _run_set([result for result in results.entries if result.entry.set.key == image_set], results, cache, first, crops,
+                     progress, scorer, clock)
+    order = [result.entry.key for result in results.entries]
+    results.rows.sort(key=lambda row: order.index(row["entry"]))
     results.clock = clock.read()
     return results
 
 
-def _run_entry(result, results, cache, first, crops, progress, scorer, clock):
-    entry, protocol, competitors = result.entry, results.suite.protocol, results.competitors
-    galleries = {c.name: Gallery(crops) for c in competitors}
-    keys = {c.name: [] for c in competitors}
-    pending, crc = [], 0
-    with contextlib.closing(_ahead(inputs(entry, result.located, protocol, first), clock, bool(cache.folder))) as images:
-        for image, crc_after in images:
+def _run_set(of_set, results, cache, first, crops, progress, scorer, clock):
+    """All entries of one set, image by image, so that an image is read once for all noise levels."""
+    protocol, by_key = results.suite.protocol, {result.entry.key: result for result in of_set}
+    results.galleries |= {(c.name, key): Gallery(crops) for key in by_key for c in results.competitors}
+    keys = {place: [] for place in results.galleries}
+    pending, crc = [], dict.fromkeys(by_key, 0)
+    images = inputs([result.entry for result in of_set], of_set[0].located, protocol, first)
+    with contextlib.closing(_ahead(images, clock, bool(cache.folder))) as images:
+        for entry, image in images:
+            result = by_key[entry.key]
             if image.error:
                 result.errors.append(image.error)
                 continue
             result.images += 1
-            crc = crc_after
+            crc[entry.key] = checksum(image, crc[entry.key])
             if image.note:
                 result.notes.append(image.note)
-            for competitor in competitors:
-                pending += _run_image(competitor, image, result, results, cache, scorer, clock, galleries, keys)
+            for competitor in results.competitors:
+                pending += _run_image(competitor, image, result, results, cache, scorer, clock, keys)
                 while len(pending) > 3:
-                    _collect(pending.pop(0), results, galleries)
+                    _collect(pending.pop(0), results)
             if progress:
                 progress(f"{entry.key} {image.name}")
     for item in pending:
-        _collect(item, results, galleries)
-    result.crc = f"{crc:08x}"
-    expected = entry.set.crc32.get(f"{protocol.name}-{entry.sigma or 0:g}", result.crc)
-    if result.complete and result.crc != expected:
-        result.notes.append(f"not the published pixels: the inputs' crc32 is {result.crc}, the published set's {expected}")
-    for competitor in competitors:
-        _fill(galleries[competitor.name], competitor, entry, cache, keys[competitor.name])
-        results.galleries[competitor.name, entry.key] = galleries[competitor.name]
+        _collect(item, results)
+    for key, result in by_key.items():
+        result.crc = f"{crc[key]:08x}"
+        expected = result.entry.set.crc32.get(f"{protocol.name}-{result.entry.sigma or 0:g}", result.crc)
+        if result.complete and result.crc != expected:
+            result.notes.append(f"not the published pixels: the inputs' crc32 is {result.crc}, the published set's {expected}")
+        for competitor in results.competitors:
+            _fill(results.galleries[competitor.name, key], competitor, result.entry, cache, keys[competitor.name, key])
 
 
-def _run_image(competitor, image, result, results, cache, scorer, clock, galleries, keys):
+def _run_image(competitor, image, result, results, cache, scorer, clock, keys):
     """At most one ``(competitor, image, entry result, record or its future)``."""
     try:
         key = cache.key(competitor, result.entry, results.suite.protocol, image)
@@ -127,11 +132,11 @@ def _run_image(competitor, image, result, results, cache, scorer, clock, galleri
             with clock.network():
                 restored, seconds = competitor.restore(image, result.entry)
             record = scorer.submit(_score, restored, seconds, image, results.suite.protocol, cache, key,
-                                   galleries[competitor.name], clock)
+                                   results.galleries[competitor.name, result.entry.key], clock)
     except Exception as error:  # noqa: BLE001  somebody's network or function may raise anything; the others go on
         results.failed.append(f"{competitor.name} on {result.entry.key} {image.name}: {_line(error)}")
         return []
-    keys[competitor.name].append(key)
+    keys[competitor.name, result.entry.key].append(key)
     return [(competitor, image, result, record)]
 
 
@@ -152,9 +157,9 @@ def _score(restored, seconds, image, protocol, cache, key, gallery, clock):
     return record, crops
 
 
-def _collect(item, results, galleries):
+def _collect(item, results):
     competitor, image, result, record = item
-    gallery = galleries[competitor.name]
+    gallery = results.galleries[competitor.name, result.entry.key]
     try:
         record, crops = (record, _known_crops(gallery, record, image)) if isinstance(record, dict) else record.result()
     except RestoreError:
@@ -205,7 +210,7 @@ def _fill(gallery, competitor, entry, cache, keys):
 
 
 def _ahead(images, clock, digests, depth=3):
-    """``(image, running crc)`` of ``images``, prepared in a thread of its own, at most ``depth`` ahead."""
+    """``(entry, image)`` of ``images``, prepared in a thread of its own, at most ``depth`` ahead."""
     ready, stop = queue.Queue(depth), threading.Event()
 
     def offer(item):
@@ -215,18 +220,15 @@ def _ahead(images, clock, digests, depth=3):
                 return
 
     def work():
-        crc = 0
         try:
             while not stop.is_set():
                 with clock.own():
-                    image = next(images, None)
-                    if image is not None and not image.error:
-                        crc = checksum(image, crc)
-                        if digests:
-                            image.digest  # noqa: B018  computed here, ahead of the network
-                if image is None:
+                    item = next(images, None)
+                    if item is not None and digests and not item[1].error:
+                        item[1].digest  # noqa: B018  computed here, ahead of the network
+                if item is None:
                     break
-                offer((image, crc))
+                offer(item)
             offer(None)
         except BaseException as error:  # noqa: BLE001  raised again in the main thread
             offer(error)
