@@ -437,6 +437,7 @@ def test_large_profile_is_split_over_jpeg_segments(tmp_path):
         assert back.info["icc_profile"] == profile
 
 
+@pytest.mark.filterwarnings("ignore:.*MPO:UserWarning")
 def test_jpeg_comment_and_iptc_survive_and_further_pictures_do_not(tmp_path):
     Pillow.fromarray(smooth(16, 24)).save(tmp_path / "a.jpg", comment=b"hello")
     data = (tmp_path / "a.jpg").read_bytes()
@@ -538,6 +539,7 @@ def test_files_that_are_no_images(tmp_path):
             read_image(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 def test_flipped_bits_never_raise_anything_else(tmp_path):
     generator = np.random.default_rng(6)
     for path in every_format(tmp_path):

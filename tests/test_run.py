@@ -136,6 +136,17 @@ def test_existing_outputs(tmp_path, model, capsys):
     assert tree(tmp_path) == ["a.png", "a.restored.png", "b.png", "b.restored.png"]
 
 
+def test_what_a_killed_run_left_is_swept_on_resume(tmp_path, model):
+    picture(tmp_path / "a[1].png")
+    old, new, other = (tmp_path / name for name in (".a[1].restored.abcdefgh.png", ".a[1].restored.12345678.png", ".keep.png"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    assert main(["run", str(tmp_path), "-m", model, "--resume"]) == 0
+    assert tree(tmp_path) == [".a[1].restored.12345678.png", ".keep.png", "a[1].png", "a[1].restored.png"]
+
+
 def test_alpha_that_the_output_cannot_hold_is_reported(tmp_path, model, capsys):
     Pillow.new("RGBA", (9, 9), (1, 2, 3, 4)).save(tmp_path / "a.png")
     assert main(["run", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.jpg"), "-m", model]) == 1

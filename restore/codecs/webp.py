@@ -27,6 +27,7 @@ def write(raster, file, quality=None):
     array = raster.stacked()
     if array.shape[2] < 3:
         array = array[:, :, [0, 0, 0, 1][:array.shape[2] + 2]]
-    metadata = {"exif": raster.exif, "icc_profile": raster.icc, "xmp": raster.xmp}
+    icc = b"" if raster.icc[16:20] == b"GRAY" else raster.icc      # a profile of gray says nothing about RGB
+    metadata = {"exif": raster.exif, "icc_profile": icc, "xmp": raster.xmp}
     Image.fromarray(array).save(file, "WEBP", lossless=raster.lossless and quality is None, exact=True,
                                 quality=quality or 95, **{k: v for k, v in metadata.items() if v})

@@ -10,9 +10,12 @@ Started as several processes (torchrun or accelerate launch -m restore run ...),
 A file that cannot be restored is reported and the rest goes on; the exit status is then 1.
 """
 
+import contextlib
 import errno
+import glob
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from ..files import expand, require_space
 
 MARK = ".restored"
 _LARGE = 4_000_000                           # pixels from which the time is told beforehand
+_STALE = 60                                  # seconds: no image takes longer to write
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -57,6 +61,8 @@ def run(args):
                            "--resume skips them, --overwrite replaces them")
     if args.resume:
         jobs = [job for job in jobs if job[1] not in finished]
+        for _, target in jobs:
+            _sweep(target)
         if finished:
             print(f"{len(finished)} finished before, {len(jobs)} to do", file=sys.stderr)
     if not jobs:
@@ -198,6 +204,15 @@ def _restore_one(path, target, restorer, quality, bar):
     image.pixels = restorer.restore(pixels, lambda done: bar.update(done / 1e6))
     del pixels
     image.save(target, quality)
+
+
+def _sweep(target):
+    """Remove what a killed run may have left of ``target``: the hidden temporary file of :mod:`restore.files`."""
+    pattern = glob.escape(f".{target.stem[:80]}.") + "?" * 8 + glob.escape(target.suffix)
+    for path in target.parent.glob(pattern):
+        with contextlib.suppress(OSError):   # another process may be at it
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
 
 
 def _require_space(target, needed):
