@@ -73,6 +73,9 @@ class Protocol:
 
     def describe(self):
         """One line for a reader."""
+        if self.metrics[0].measure in PHOTO_MEASURES:
+            names = "; ".join(m.name if m.name == m.measure else f"{m.name}: {m.measure}" for m in self.metrics)
+            return f"{self.name} ({self.title}): output clipped to [0, 1] and rounded to 8 bits; {names}"
         rule = {"sequence": f"RandomState({self.noise.get('seed', 0)}) once a set and sigma, in order of name",
                 "by-name": "seeded by crc32 of NAME:SIGMA"}[self.noise["rule"]]
         metrics = "; ".join(f"{m.name}: {m.measure}" + (f" of {m.channel}" if m.measure in REFERENCE_MEASURES else "")
