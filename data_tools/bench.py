@@ -175,18 +175,16 @@ def peak_memory(folder, width=6000, height=4000):
 def accuracy(options):
     labelled = _labels(options.labels) if options.labels else {}
     with tempfile.TemporaryDirectory() as folder:
-        rows = []
         if labelled:
             decided = _decided(Path(options.labels).parent, Path(folder) / "labelled", options)
             missing = [name for name in labelled if name not in decided]
             if missing:
                 raise RestoreError(f"{options.labels}: {missing[0]} is not below {Path(options.labels).parent}"
                                    + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
-            rows = [(labels, group, decided[name]) for name, (labels, group) in labelled.items()]
-            print_table(rows)
+            print_table([(labels, group, *decided[name]) for name, (labels, group) in labelled.items()])
         for clean in options.clean:
             decided = _decided(Path(clean), Path(folder) / f"clean-{Path(clean).name}", options)
-            bad = {name: rules for name, (rules, _) in decided.items() if set(rules) - {"duplicate"}}
+            bad = {name: rules for name, (rules, _, _) in decided.items() if set(rules) - {"duplicate"}}
             print(f"{clean}: {len(bad)} of {len(decided)} rejected ({100 * len(bad) / max(1, len(decided)):.1f} %)")
             for name, rules in sorted(bad.items()):
                 print(f"    {name}: {', '.join(rules)}")
@@ -202,7 +200,7 @@ def _labels(path):
 
 
 def _decided(source, output, options):
-    """{name: (rules, flags)} after scan, measure, join and decide."""
+    """{name: (rules, flags, duplicate group)} after scan, measure, join and decide."""
     from . import build, recipe
     from .store import Store
     made = recipe.load(source, output, [("workers", options.workers)])
@@ -211,27 +209,38 @@ def _decided(source, output, options):
     for stage in ("scan", "measure", "join", "decide"):
         build.run_stage(stage, store, made)
     names = store.read("scan", ["name"])["name"].to_pylist()
-    return {name: (row["rules"], row["flags"]) for name, row in zip(names, store.read("decide").to_pylist())}
+    groups = store.read("join", ["duplicate_group"])["duplicate_group"].to_pylist()
+    return {name: (row["rules"], row["flags"], group)
+            for name, row, group in zip(names, store.read("decide").to_pylist(), groups)}
 
 
 def print_table(rows):
-    """Per label: images, rejected, found by the meant rule; rows are (labels, group, (rules, flags))."""
-    # the copy that is kept of a duplicate group is no miss: a group of n has n - 1 duplicates to find
-    print(f"{'label':16} {'images':>6} {'rejected':>9} {'by its own rule':>16}")
-    for label in [*MEANT, "clean"]:
-        chosen = [(group, rules, flags) for labels, group, (rules, flags) in rows if label in labels]
+    """Per label: images, how many are rejected by any rule, how many are found by a rule meant for the label.
+
+    rows: (labels, labelled group, rules, flags, duplicate group). A duplicate is found when it was put into one group with
+    another image of its labelled group; one of them is kept.
+    """
+    print(f"{'label':16} {'images':>6} {'rejected':>10} {'found':>10}")
+    together = {}
+    for _, labelled, _, _, group in rows:
+        if labelled and group:
+            together[labelled, group] = together.get((labelled, group), 0) + 1
+    for label in MEANT:
+        chosen = [row for row in rows if label in row[0]]
         if not chosen:
             continue
-        count = len(chosen)
-        rejected = sum(bool(rules) for _, rules, _ in chosen)
-        if label == "clean":
-            wrong = [rules for _, rules, _ in chosen if set(rules) - {"duplicate"}]
-            print(f"{label:16} {count:6} {len(wrong):9}    (must stay; the worse copy of a pair apart)")
-            continue
-        own = sum(bool(MEANT[label] & {*rules, *flags}) for _, rules, flags in chosen)
-        note = ""
+        rejected = sum(bool(rules) for _, _, rules, _, _ in chosen)
         if label in ("duplicate", "near_duplicate"):
-            note = "  (the best copy of a group is kept)"
-        elif label == "watermark":
-            note = "  (needs 16 marked images of one source)"
-        print(f"{label:16} {count:6} {rejected:4} {100 * rejected / count:3.0f}% {own:11} {100 * own / count:3.0f}%{note}")
+            found = sum(together.get((labelled, group), 0) > 1 for _, labelled, _, _, group in chosen)
+        else:
+            found = sum(bool(MEANT[label] & {*rules, *flags}) for _, _, rules, flags, _ in chosen)
+        note = "  (needs 16 marked images of one source)" if label == "watermark" else ""
+        print(f"{label:16} {len(chosen):6} {_share(rejected, chosen)} {_share(found, chosen)}{note}")
+    clean = [rules for labels, _, rules, _, _ in rows if "clean" in labels]
+    if clean:
+        wrong = [rules for rules in clean if set(rules) - {"duplicate"}]
+        print(f"{'clean':16} {len(clean):6} {_share(wrong and len(wrong), clean)}   (must stay; a worse copy is not counted)")
+
+
+def _share(count, of):
+    return f"{count or 0:4} {100 * (count or 0) / len(of):4.0f}%"

@@ -175,3 +175,17 @@ def test_recipes_are_checked_key_by_key(tmp_path):
     made = recipe.load(path)
     assert made.sources[0].path == str(tmp_path / "photos") and made.thresholds == str(tmp_path / "t.yaml")
     assert made.join.benchmarks == [str(tmp_path / "test")] and made.output == str(tmp_path / "r-build")
+
+
+def test_bench_prints_recall_by_label(tmp_path, capsys):
+    write_images(tmp_path / "images", [2, 5], (300, 400))
+    (tmp_path / "images" / "copy.jpg").write_bytes((tmp_path / "images" / "0002.jpg").read_bytes())
+    (tmp_path / "images" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("file,labels,group\nimages/0002.jpg,blurry;duplicate,a\nimages/copy.jpg,blurry;duplicate,a\n"
+                                         "images/0005.jpg,clean,\nimages/empty.jpg,corrupt,\n")
+    assert main(["bench", "--labels", str(tmp_path / "labels.csv"), "--clean", str(tmp_path / "images"), "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line.split()[1:] for line in said.splitlines()}
+    assert lines["blurry"] == ["2", "2", "100%", "2", "100%"] == lines["duplicate"]
+    assert lines["corrupt"] == ["1", "1", "100%", "1", "100%"] and lines["clean"][:3] == ["1", "1", "100%"]
+    assert "4 of 4 rejected" in said
