@@ -36,8 +36,8 @@ class Located:
 
     @property
     def complete(self):
-        """Whether as many images are here as the complete set has, under its names (where these are known)."""
-        return self.set.count is not None and len(self.items) == self.set.count and not self.renamed
+        """Whether as many images are here as the complete set has, under its names, where these are known."""
+        return self.set.count in (None, len(self.items)) and not self.renamed
 
     @property
     def label(self):

@@ -5,6 +5,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from .. import page
 from ..files import write_bytes
 from . import curves, tables
@@ -69,7 +71,7 @@ def quality_curves(summary):
 def html_page(results, summary, drawn):
     """The whole report as one page that loads nothing."""
     body = [page.paragraph(f"Protocol: {summary['protocol_text']}."), _sets(summary), page.heading("Results"), _results(summary)]
-    if not summary["complete"]:
+    if not all(entry["complete"] for entry in summary["entries"]):
         body.insert(1, page.paragraph("Not every set is complete: numbers of a partial set are never compared with published "
                                       "ones, and a mean over it is marked (partial).", "warn"))
     if drawn:
@@ -188,8 +190,8 @@ def _galleries(results, summary):
     titles = {e["key"]: tables.entry_title(e) for e in summary["entries"]}
     parts = []
     for (model, entry), gallery in results.galleries.items():
-        if all(crop.gain == 0 for crop in [*gallery.best, *gallery.worst]):         # the input itself
-            continue
+        if all(np.array_equal(crop.degraded, crop.restored) for crop in [*gallery.best, *gallery.worst]):
+            continue                                      # the input itself
         for title, crops in (("gained most over the input", gallery.best), ("gained least, or lost", gallery.worst)):
             if crops:
                 name = "photos" if crops[0].clean is None else f"crops that {title}"

@@ -44,7 +44,7 @@ class EntryResult:
         if not self.located:
             return "missing"
         if self.complete:
-            return "complete"
+            return self.located.label
         if self.images < len(self.located.items):
             return f"partial, {self.images} of {self.located.set.count or len(self.located.items)}"
         return self.located.label if self.located.label != "complete" else "altered"

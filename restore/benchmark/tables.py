@@ -61,7 +61,7 @@ def _failed(summary):
 
 def entry_title(entry):
     """A column's heading; a set that is not complete never appears without saying so."""
-    return entry["title"] if entry["complete"] or entry["expected"] is None else f"{entry['title']} ({entry['label']})"
+    return entry["title"] if entry["complete"] else f"{entry['title']} ({entry['label']})"
 
 
 def shown(summary):
