@@ -120,7 +120,7 @@ def _open_onnx(path, precision):
 def _open_openvino(path, precision):
     import openvino
     network = openvino.Core().read_model(path)
-    facts = {key: value.value for key, value in network.get_rt_info("anydepth").value.items()} \
+    facts = {key: str(getattr(value, "value", value)) for key, value in network.get_rt_info("anydepth").value.items()} \
         if network.has_rt_info("anydepth") else {}
     compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
                                                               "INFERENCE_NUM_THREADS": torch.get_num_threads()})

@@ -111,8 +111,8 @@ def draw(facts, path):
         for row in ordered:
             axis.annotate(row["depth"], (row[key] / scale, row["psnr"]), textcoords="offset points", xytext=(6, -10), fontsize=9)
         axis.set_xlabel(f"{label} for {width} x {height}")
-        axis.set_xlim(left=0)
-        axis.margins(0.12)
+        axis.margins(y=0.15)
+        axis.set_xlim(0, 1.25 * ordered[-1][key] / scale)            # room for the last label
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean PSNR (dB)")
     figure.suptitle(f"{Path(facts['model']).name} on {facts['device']}, {facts['precision']}", fontsize=11)
