@@ -33,9 +33,12 @@ _BASIS, _WEIGHTS = _tables()
 def grid_phase(steps):
     """``(phase, ratio)``: where an 8-pixel grid would lie in a profile of mean steps between neighbours, and how much
     larger the steps there are than those that do not touch it."""
-    seen = ~np.isnan(steps)
-    sums = np.bincount(np.arange(len(steps))[seen] % 8, steps[seen], 8)
-    means = sums / np.maximum(1, np.bincount(np.arange(len(steps))[seen] % 8, minlength=8))
+    padded = np.full(-(-len(steps) // 8) * 8, np.nan)
+    padded[:len(steps)] = steps
+    padded = padded.reshape(-1, 8)
+    unseen = np.isnan(padded)
+    padded[unseen] = 0
+    means = padded.sum(0) / np.maximum(1, len(padded) - unseen.sum(0))
     best = int(means.argmax())
     beside = np.mean([means[(best + k) % 8] for k in (2, 3, 4, 5, 6)])
     return (best + 1) % 8, float((means[best] + 0.05) / (beside + 0.05))
@@ -52,7 +55,8 @@ def pixel_quality(gray, left, top):
     blocks = grid[chosen // width, :, chosen % width].reshape(-1, 64).astype(np.float32)
     bins = np.minimum((np.abs(blocks @ _BASIS) + 0.5).astype(np.int32), _BINS - 1)
     scales = np.zeros(len(_FREQUENCIES))
-    counts = np.stack([np.bincount(bins[:, k], minlength=_BINS) for k in range(bins.shape[1])], 1).astype(np.float32)
+    bins += np.arange(bins.shape[1]) * _BINS             # one histogram beside the other
+    counts = np.bincount(bins.ravel(), minlength=bins.shape[1] * _BINS).reshape(-1, _BINS).T.astype(np.float32)
     counts[-1] = 0                          # larger values were put into the last bin: their phase is not known
     excess, many = np.split(_WEIGHTS @ counts, 2)
     gathered = (excess > 0) & (many >= _FEWEST)
