@@ -10,6 +10,7 @@ import importlib.util
 import math
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -376,7 +377,7 @@ class _Run:
         with self._averaged():
             network = self._whole_network()
         if network is not None:
-            checkpoint.save(network, final, facts)
+            checkpoint.save(network, final, _portable(facts))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return final
@@ -427,6 +428,15 @@ def _mixed(*numbers):
 
 def _plain(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _portable(value):
+    """Facts for a file that travels: of a path on this machine only the last part."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _device_name(device):

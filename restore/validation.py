@@ -11,6 +11,7 @@ from .metrics import psnr
 
 STRIP_SIDE = 192        # pixels of an image in the strip
 STRIP_ROWS = 6
+STRIP_HEAD = 16         # pixels of the line of names above
 
 
 @dataclasses.dataclass
@@ -34,7 +35,7 @@ def validate(network, pairs, depths, device, strip=None):
     """
     from .restorer import Restorer
     mode = network.training
-    scores, rows = {}, []
+    scores, rows, shown = {}, [], _shown(pairs)
     try:
         with torch.compiler.set_stance("force_eager"):          # a compiled network would compile anew for each size
             restorer = Restorer(network, device=device)
@@ -44,8 +45,8 @@ def validate(network, pairs, depths, device, strip=None):
                 for name, image in row.items():
                     score = psnr(image, pair.target, limit=100)
                     scores.setdefault(name or "only", {}).setdefault(pair.task, []).append(score)
-                if len(rows) < STRIP_ROWS and (len(pairs) <= STRIP_ROWS or i * STRIP_ROWS // len(pairs) == len(rows)):
-                    rows.append([*row.values(), pair.target])
+                if i in shown:
+                    rows.append({**row, "target": pair.target})
     finally:
         network.train(mode)
     if strip is not None and rows:
@@ -65,22 +66,30 @@ def summarise(parts):
 
 
 def write_strip(path, rows):
-    """Rows of float images (3, h, w) as one PNG: the middle of each image, at most ``STRIP_SIDE`` pixels wide and
-    high.
-    """
+    """Rows of named images {name: float (3, h, w)} as one PNG: of each the middle, ``STRIP_SIDE`` pixels at most."""
     import cv2
-    cells = [[_middle(image) for image in row] for row in rows]
-    width = sum(c.shape[1] + 2 for c in max(cells, key=lambda row: sum(c.shape[1] for c in row)))
-    sheet = np.full((sum(row[0].shape[0] + 2 for row in cells), width, 3), 255, np.uint8)
-    top = 0
+    cells = [[_middle(image) for image in row.values()] for row in rows]
+    wide, height = max(row[0].shape[1] for row in cells) + 2, sum(row[0].shape[0] + 2 for row in cells)
+    sheet = np.full((STRIP_HEAD + height, wide * len(rows[0]), 3), 255, np.uint8)
+    for column, name in enumerate(rows[0]):
+        place = (column * wide + 2, STRIP_HEAD - 4)
+        cv2.putText(sheet, str(name or "output"), place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    top = STRIP_HEAD
     for row in cells:
-        left = 0
-        for cell in row:
-            sheet[top:top + cell.shape[0], left:left + cell.shape[1]] = cell
-            left += cell.shape[1] + 2
+        for column, cell in enumerate(row):
+            sheet[top:top + cell.shape[0], column * wide:column * wide + cell.shape[1]] = cell
         top += row[0].shape[0] + 2
     with atomic_path(path) as temporary:
         cv2.imwrite(str(temporary), sheet[..., ::-1])
+
+
+def _shown(pairs):
+    """Places of the pairs in the strip: the tasks in turn, and of each task the first images."""
+    turns, met = [], {}
+    for place, pair in enumerate(pairs):
+        met[pair.task] = met.get(pair.task, -1) + 1
+        turns.append((met[pair.task], place))
+    return {place for _, place in sorted(turns)[:STRIP_ROWS]}
 
 
 def _middle(image):

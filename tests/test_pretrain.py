@@ -219,7 +219,7 @@ def test_a_run_on_tar_shards_with_broken_members(photos, tmp_path, capsys):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     recipe = recipe_for(
-        tmp_path / "shard-000.tar", steps=12, checkpoint_every=12, targets={"tasks": {"noise": 1, "rain": 1}}
+        tmp_path / "shard-000.tar", steps=8, checkpoint_every=8, targets={"tasks": {"noise": 1, "rain": 1}}
     )
     final = run(recipe, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -208,8 +208,9 @@ def test_a_run_is_never_mixed_with_another(recipe, unbroken):
 def test_only_what_leaves_the_weights_alone_may_change(recipe):
     old = to_dict(recipe)
     require_same(old, to_dict(changed(recipe, steps=99, workers=2, log_every=7, trackers=["wandb"])), "run")
-    for values, key in (({"validation": {"last": 2}}, "validation.last"), ({"accumulate": 2}, "accumulate"), ({"seed": 1}, "seed"),
-                        ({"branches": {"strategy": "sandwich"}}, "branches.strategy"), ({"precision": "bf16"}, "precision")):
+    for values, key in (({"validation": {"last": 2}}, "validation.last"), ({"accumulate": 2}, "accumulate"),
+                        ({"seed": 1}, "seed"), ({"precision": "bf16"}, "precision"),
+                        ({"branches": {"strategy": "sandwich"}}, "branches.strategy")):
         with pytest.raises(RestoreError, match=f"run: .*{key} was"):
             require_same(old, to_dict(changed(recipe, **values)), "run")
 

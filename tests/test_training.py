@@ -96,14 +96,14 @@ def test_the_loop_is_the_plain_loop(tmp_path, accumulate):
     """The same weights, to the bit, as twenty lines of plain PyTorch; the draws of the branch are taken from their own
     tested function.
     """
-    training = settings(steps=5, warmup=2, weight_decay=0.1, clip=0.1, accumulate=accumulate, batch_size=4)
+    training = settings(steps=3, warmup=2, weight_decay=0.1, clip=0.1, accumulate=accumulate, batch_size=4)
     train(network(), Noisy(), training, tmp_path / "run")
 
     model, loader = network(), batches(Noisy(), 4 // accumulate)
     names = branching.depth_names(model, training.branches)
     optimizer = torch.optim.AdamW([{"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
                                    {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}])
-    for step in range(5):
+    for step in range(3):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step)
         depth = branching.plan(training.branches, names, 0, step)[0].depth
@@ -197,7 +197,7 @@ def test_validation_at_every_depth(tmp_path):
     ]
     pairs.append(Pair("x", "rain", torch.full((3, 9, 7), 0.5), torch.full((3, 9, 7), 0.6)))
     final = train(
-        network(), Noisy(), settings(validate_every=3), tmp_path, validation=pairs, provenance={"corpus": "made up"}
+        network(), Noisy(), settings(validate_every=3), tmp_path, validation=pairs, provenance={"corpus": {"source": "/far/away/photos"}}
     )
     found = [row for row in rows(tmp_path) if "psnr" in row]
     assert [row["step"] for row in found] == [3, 4]
@@ -214,11 +214,12 @@ def test_validation_at_every_depth(tmp_path):
         )
         assert found[1]["psnr"][depth]["noise"] == pytest.approx(score, abs=2e-3)
         assert model.provenance["psnr"][depth]["noise"] == pytest.approx(score, abs=2e-3)
-    assert model.provenance["corpus"] == "made up" and model.provenance["steps"] == 4
+    assert model.provenance["corpus"] == {"source": "photos"} and model.provenance["steps"] == 4
     assert model.provenance["recipe"]["lr"] == 1e-3
     strip = cv2.imread(str(tmp_path / "validation" / "step-00000004.png"))
-    assert strip.shape == (2 * 22 + 11, 4 * 32, 3)
-    assert np.abs(strip[:20, :30, ::-1].transpose(2, 0, 1) / 255 - pairs[0].input.numpy()).max() < 0.51 / 255
+    assert strip.shape == (16 + 2 * 22 + 11, 4 * 32, 3)              # a line of names, three rows of four pictures
+    assert np.abs(strip[16:36, :30, ::-1].transpose(2, 0, 1) / 255 - pairs[0].input.numpy()).max() < 0.51 / 255
+    assert np.abs(strip[60:69, 96:103] / 255 - 0.6).max() < 0.51 / 255
 
 
 class Shade:
@@ -239,11 +240,11 @@ def test_the_head_learns_the_task_and_stays_out_of_the_weights(tmp_path):
     model = network()
     assert latent_channels(model) == 64
     torch.manual_seed(1)
-    final = train(model, Shade(), settings(steps=30, batch_size=4), tmp_path, head=Head(64, 2), head_weight=1.0)
+    final = train(model, Shade(), settings(steps=18, batch_size=4), tmp_path, head=Head(64, 2), head_weight=1.0)
     accuracy = [row["task_accuracy"] for row in rows(tmp_path)]
     assert np.mean(accuracy[-5:]) == 1 and np.mean(accuracy[:3]) < 1
     assert set(weights(tmp_path)) == set(network().state_dict())
-    saved = load_file(tmp_path / "checkpoints" / "step-00000030" / "model.safetensors")
+    saved = load_file(tmp_path / "checkpoints" / "step-00000018" / "model.safetensors")
     assert any(name.startswith("head.") for name in saved)                 # but in the checkpoint, to be resumed
     restore.load(final)
     with pytest.raises(RestoreError, match="latent"):
