@@ -26,10 +26,11 @@ from restore.files import list_images
 
 from . import phash
 
+VERSION = 1                                # of the comparison: results of another one are not taken over
 SIDE = 48                                  # of the thumbnail
 COARSE = 16                                # of the index
 GATE = 0.42                                # coarse correlation above which a window is fitted
-FITTED = 0.25                              # correlation after the first fit above which it is refined
+PROMISING = 5.0                            # significance after the first fit above which it is refined
 SIGNIFICANT = 7.0                          # standard deviations; see the README for how hits and misses lie around it
 SMALLEST = 0.7                             # of a test image's sides that a crop may have
 ASPECT = 0.12                              # difference of log(width / height) up to which a window is compared
@@ -151,7 +152,7 @@ class Reference:
             if (owner, v) in tried:
                 continue
             tried.add((owner, v))
-            _, box, significance = self._fit(_turn(picture, self.variants[v]), owner, self._boxes[window])
+            box, significance = self._fit(_turn(picture, self.variants[v]), owner, self._boxes[window])
             if significance >= SIGNIFICANT and (best is None or significance > best.significance):
                 best = Match(self.names[owner], round(significance, 1), round(float(box[2] * box[3]), 3),
                              self.variants[v][3])
@@ -160,13 +161,15 @@ class Reference:
         return best
 
     def _fit(self, picture, owner, box):
-        """(correlation, box, significance) of the window of test image ``owner`` near ``box`` that fits best."""
+        """(box, significance) of the window of test image ``owner`` near ``box`` that fits best."""
         fine = _fine(picture)
         correlation, moved = _slide(fine, self._fits[owner], box)
-        if correlation < FITTED:
-            return correlation, moved, 0.0
-        unit = _unit(fine)
         image = self._images[owner]
+        moved = _inside(moved)
+        significance = _significance(fine, _fine(_cut(image, moved, SIDE)), correlation)
+        if significance < PROMISING:       # nearly all unrelated pictures end here
+            return moved, significance
+        unit = _unit(fine)
 
         def score(candidate):
             inside = _inside(candidate)
@@ -181,7 +184,7 @@ class Reference:
                     correlation, box, better = value, inside, True
             if not better:
                 step /= 2
-        return correlation, box, _significance(fine, _fine(_cut(image, box, SIDE)), correlation)
+        return box, _significance(fine, _fine(_cut(image, box, SIDE)), correlation)
 
 
 # flip left-right, flip upside down, transpose, and its name
@@ -305,4 +308,4 @@ def _significance(a, b, correlation):
         values = np.fft.irfft2(power)
         return values / max(values[0, 0], 1e-12)
     variance = float((autocorrelation(a) * autocorrelation(b)).sum()) / a.size
-    return float(np.arctanh(min(correlation, 0.9999)) / np.sqrt(max(variance, 1 / a.size)))
+    return float(np.arctanh(np.clip(correlation, -0.9999, 0.9999)) / np.sqrt(max(variance, 1 / a.size)))

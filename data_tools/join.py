@@ -32,7 +32,7 @@ def join(store, recipe):
     """Write the ``join`` table; returns a line that says what was found. Nothing is done when nothing has changed."""
     measured = store.require("measure")
     tests = references(recipe.join.benchmarks)
-    key = hashlib.sha256(json.dumps([VERSION, measured["parts"], measured["key"], recipe.join.near_distance,
+    key = hashlib.sha256(json.dumps([VERSION, decontaminate.VERSION, measured["parts"], measured["key"], recipe.join.near_distance,
                                      recipe.join.mirrored, tests]).encode()).hexdigest()[:12]
     known = store.manifest("join")
     if known is not None and known["key"] == key:
@@ -183,11 +183,11 @@ def _contamination(store, recipe, tests):
     if "descriptor" not in store.columns("measure"):
         raise RestoreError(f"{store.folder}: measured by a version that could not recognise test images. Run: python -m "
                            "data_tools measure RECIPE")
-    key = hashlib.sha256(json.dumps([VERSION, tests]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([VERSION, decontaminate.VERSION, recipe.join.mirrored, tests]).encode()).hexdigest()[:12]
     folder = store.path("join", f"test-images-{key}")
     parts, done = store.require("measure")["parts"], {}
     todo = [name for name in parts if not (folder / name).exists()]
-    arguments = {"folders": [(name, path) for name, path, _ in tests]}
+    arguments = {"folders": [(name, path) for name, path, _ in tests], "turned": recipe.join.mirrored}
     results = _compare(store, recipe, todo, arguments) if todo else iter(())
     start = 0
     for name in tqdm(parts, desc="test images", unit="part", disable=None):
@@ -231,9 +231,9 @@ def _compare(store, recipe, parts, arguments):
         yield pa.Table.from_pylist(rows, schema)
 
 
-def matcher(folders):
+def matcher(folders, turned=True):
     """What a worker runs: a function from columns of ``measure`` to pairs of a row and its match."""
-    reference = decontaminate.Reference(folders)
+    reference = decontaminate.Reference(folders, turned)
 
     def one(columns):
         found = reference.match(columns["descriptor"], columns["width"], columns["height"])

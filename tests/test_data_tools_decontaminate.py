@@ -142,7 +142,7 @@ def test_join_marks_them_and_compares_new_parts_only(tmp_path, tests, monkeypatc
     assert rows["b.jpg"]["contaminated_by"] is None
     assert said.endswith("1 copies of 8 test images")
     monkeypatch.setattr(decontaminate.Reference, "match", lambda *_: pytest.fail("compared again"))
-    monkeypatch.setattr(decontaminate.Reference, "__init__", lambda self, folders: None)
+    monkeypatch.setattr(decontaminate.Reference, "__init__", lambda self, folders, turned: None)
     recipe.join.near_distance = 20
     join.join(store, recipe)
     assert store.read("join")["contaminated_by"].null_count == 1
@@ -153,7 +153,7 @@ def test_join_marks_them_and_compares_new_parts_only(tmp_path, tests, monkeypatc
 def test_the_benchmarks_of_the_field():
     """Every CBSD68 and Rain100L image after every transformation; none of the 365 other BSDS images, nor 56 of Sun-Hays."""
     folders = [SHARED / "bench/denoise/cbsd68", SHARED / "bench/derain/rain100l"]
-    reference = Reference(folders)
+    reference = Reference(folders, turned=True)            # as the join does
     images = [cv2.imread(str(p)) for p in [*sorted(folders[0].glob("*.png")), *sorted((folders[1] / "clean").glob("*.png"))]]
     assert len(images) == 102
     for name, transform in TRANSFORMS.items():
