@@ -83,7 +83,7 @@ def test_a_local_network_in_tiles_equals_the_whole(monkeypatch):
     image = picture(203, 331)
     whole = Restorer(Toy())(image)
     tiny_budget(monkeypatch, 96 * 96)
-    tiled = Restorer(Toy())
+    tiled = Restorer(Toy(), overlap=48)
     assert tiled.tile(203, 331) == (96, 96)
     assert tiled.count_tiles(203, 331) == 4 * 6              # 96 + 3 * 48 reach 203 - 7, 96 + 5 * 48 reach 331 - 1, on a grid of 8
     torch.testing.assert_close(tiled(image), whole, atol=1e-6, rtol=0)
