@@ -475,3 +475,19 @@ def test_published_numbers_are_compared_only_where_they_may_be(data):
         assert "partial, 1 of 2" in text
     assert "38.71 (S, n/c)" in tables.markdown(partial) and "39.36 (2)" in tables.markdown(complete)
     assert f"{psnr - 38.71:+.2f} (S)" in tables.markdown(complete)
+
+
+def test_networks_that_spandrel_loads(data):
+    pytest.importorskip("spandrel", reason="the optional package spandrel is not installed")
+    import torch
+    torch.manual_seed(0)
+    sizes = [3, *[8] * 19, 3]                                # DnCNN without normalisation: keys model.0, model.2, ...
+    state = {}
+    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:])):
+        state |= {f"model.{2 * i}.weight": torch.randn(outer, inner, 3, 3) * 0.01, f"model.{2 * i}.bias": torch.zeros(outer)}
+    torch.save(state, data / "dncnn.pth")
+    results = run_suite(data, [str(data / "dncnn.pth")], only=["wet"])
+    model = summary.summarise(results, {})["models"][0]
+    assert results.failed == [] and model["kind"] == "spandrel"
+    count = sum(weight.numel() for key, weight in state.items() if key.endswith("weight"))
+    assert model["entries"]["wet"]["gmacs"] == count * 48 * 64 / 1e9

@@ -132,7 +132,7 @@ class Onnx(Competitor):
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:            # onnxruntime's own exception types derive from Exception alone
-            raise RestoreError(f"{path}: not an ONNX model: {str(error).splitlines()[0]}") from error
+            raise RestoreError(f"{path}: not an ONNX model: {_line(error)}") from error
         super().__init__(name, _hash(_file_hash(path), onnxruntime.__version__), str(path))
         self.input = self.session.get_inputs()[0]
 
@@ -292,7 +292,7 @@ def _load(path, what):
         try:
             return spandrel.ModelLoader().load_from_file(str(path))
         except Exception as unknown:          # spandrel raises its own, torch's and pickle's errors
-            raise RestoreError(f"--model {what}: {error} Nor does spandrel know it: {unknown}") from unknown
+            raise RestoreError(f"--model {what}: {error} Nor does spandrel load it: {_line(unknown)}") from unknown
 
 
 def _function(name, path, function):
@@ -326,6 +326,10 @@ def _device_name(device):
     import torch
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
     return f"{name} torch {torch.__version__}"
+
+
+def _line(error):
+    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".strip()
 
 
 def _hash(*parts):
