@@ -129,6 +129,7 @@ class Published:
 
 
 def suite_names():
+    """Names of the suites that come along, sorted."""
     return sorted(path.stem for path in (HERE / "suites").glob("*.yaml"))
 
 

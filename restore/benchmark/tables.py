@@ -92,6 +92,7 @@ def number(value, metric):
 
 
 def size(value, unit=1.0, digits=2):
+    """``value / unit`` as text, "-" for None."""
     return "-" if value is None else f"{value / unit:.{digits}f}"
 
 
@@ -187,6 +188,7 @@ def published_titles(summary):
 
 
 def published_value(row, key):
+    """What a published row says of an entry, or of the mean; None where it says nothing."""
     return row["mean"] if key == "mean" else row["values"].get(key)
 
 
