@@ -5,8 +5,8 @@ worker and with two. Per-core figures are *processor time* of supervisor and wor
 clock says little), the part that grows with the number of images: what a run of N images costs more than one of a few.
 The floor, measured in the same run, is simplejpeg decoding the same files and nothing else.
 
-Accuracy: ``--labels FILE.csv`` (columns file and labels, as in ``data/dirty``) and ``--clean FOLDER``: per label, how many
-images the default thresholds reject, and by the rule that is meant for the label; how many clean ones they reject.
+Accuracy: ``--labels FILE.csv`` (columns file and labels, as in ``data/dirty``) and ``--clean FOLDER``: per label,
+how many images the default thresholds reject, and by the rule that is meant for the label; how many clean ones.
 """
 
 import argparse
@@ -29,19 +29,20 @@ from restore.files import list_images
 MEANT = {"blurry": {"blurry"}, "noisy": {"noisy", "very_noisy", "noise_suspected"}, "compressed": {"compressed"},
          "flat": {"flat", "dark"}, "dark": {"dark", "flat"}, "product_white": {"product_white"},
          "clipart": {"clipart", "drawing", "product_white"}, "corrupt": {"corrupt", "refused"},
-         "misnamed_format": {"misnamed"}, "small": {"small"}, "odd_size": {"odd_size", "small"}, "borders": {"letterbox"},
-         "alpha": {"transparent"}, "grayscale": {"gray"}, "watermark": {"watermark"}, "duplicate": {"duplicate"},
-         "near_duplicate": {"duplicate"}}
+         "misnamed_format": {"misnamed"}, "small": {"small"}, "odd_size": {"odd_size", "small"},
+         "borders": {"letterbox"}, "alpha": {"transparent"}, "grayscale": {"gray"}, "watermark": {"watermark"},
+         "duplicate": {"duplicate"}, "near_duplicate": {"duplicate"}}
 
 
 def command(arguments):
     """Run what was asked for: speed by default, accuracy when labels or clean folders are given."""
     parser = argparse.ArgumentParser(prog="python -m data_tools bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", metavar="FOLDER", help="photos to make the test JPEGs from (default: synthetic ones)")
+    parser.add_argument("--images", metavar="FOLDER", help="photos to make test JPEGs from (default: synthetic)")
     parser.add_argument("--count", type=int, default=600, help="images of the speed run")
     parser.add_argument("--labels", metavar="CSV", help="labelled images; file names are relative to the CSV's folder")
-    parser.add_argument("--clean", metavar="FOLDER", action="append", default=[], help="good photos that must not be rejected")
+    parser.add_argument("--clean", metavar="FOLDER", action="append", default=[],
+                        help="good photos that must not be rejected")
     parser.add_argument("--thresholds", metavar="FILE", help="default: the ones shipped")
     parser.add_argument("--workers", type=int, default=0, help="for the accuracy run; default: one per core")
     options = parser.parse_args(arguments)
@@ -73,11 +74,12 @@ def speed(options):
         print(f"floor, decoding alone        {1 / min(before, again):7.1f} images/s of processor time "
               f"({1 / before:.1f} before, {1 / again:.1f} after)")
         for workers, (processor, wall) in runs.items():
-            print(f"whole build, {workers} worker{'s' if workers > 1 else ' '}       {1 / processor:7.1f} images/s of processor "
-                  f"time, {1 / wall:7.1f} by the wall clock  ({100 * min(before, again) / processor:.0f} % of the floor)")
+            name = f"whole build, {workers} worker{'s' if workers > 1 else ''}"
+            print(f"{name:28} {1 / processor:7.1f} images/s of processor time, {1 / wall:7.1f} by the wall clock  "
+                  f"({100 * min(before, again) / processor:.0f} % of the floor)")
         print(f"two workers / one            {runs[1][1] / runs[2][1]:7.2f} by the wall clock, "
-              f"{2 * runs[1][0] / runs[2][0]:.2f} by processor time (2 is perfect); load of the machine {os.getloadavg()[0]:.1f} "
-              f"on {os.cpu_count()} cores")
+              f"{2 * runs[1][0] / runs[2][0]:.2f} by processor time (2 is perfect); "
+              f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         print(f"peak memory, 24 megapixels   {peak_memory(folder):7.0f} MB per worker")
     return 0
 
@@ -119,7 +121,8 @@ def _natural(generator, height, width):
     """Random colours with a 1/f amplitude spectrum."""
     y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij")
     falloff = 1 / np.maximum(np.hypot(x, y), 1 / width)
-    planes = [np.fft.irfft2(np.fft.rfft2(generator.normal(size=(height, width))) * falloff, (height, width)) for _ in range(2)]
+    planes = [np.fft.irfft2(np.fft.rfft2(generator.normal(size=(height, width))) * falloff, (height, width))
+              for _ in range(2)]
     luma, tint = (plane / plane.std() for plane in planes)
     return np.clip(128 + 50 * luma[..., None] + 10 * tint[..., None] * np.array([1, 0, -1]), 0, 255).astype(np.uint8)
 
@@ -136,9 +139,11 @@ def floor(paths):
 
 
 def _run(source, output, workers):
-    """(processor seconds, wall seconds) of scan, measure, decide and export of the original bytes, in a fresh process."""
+    """(processor seconds, wall seconds) of scan, measure, decide and export of the original bytes, in a fresh process.
+    """
     code = ("import sys; from data_tools import build, recipe; from data_tools.store import Store\n"
-            "made = recipe.load(sys.argv[1], sys.argv[2], [('workers', int(sys.argv[3])), ('export.formats', ['webdataset'])])\n"
+            "made = recipe.load(sys.argv[1], sys.argv[2],\n"
+            "    [('workers', int(sys.argv[3])), ('export.formats', ['webdataset'])])\n"
             "from data_tools import decide\n"
             "made.measure.watermarks = False\n"
             "made.rules = dict.fromkeys(decide.thresholds(), False)   # so that every image is exported\n"
@@ -146,8 +151,8 @@ def _run(source, output, workers):
             "for stage in ('scan', 'measure', 'decide', 'export'): build.run_stage(stage, store, made)\n")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, str(source), str(output), str(workers)], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, "-c", code, str(source), str(output), str(workers)], capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     wall = time.monotonic() - started
     if done.returncode:
         raise RestoreError(f"the build failed:\n{done.stderr[-2000:]}")
@@ -217,15 +222,15 @@ def _decided(source, output, options):
 def print_table(rows):
     """Per label: images, how many are rejected by any rule, how many are found by a rule meant for the label.
 
-    rows: (labels, labelled group, rules, flags, duplicate group). A duplicate is found when it was put into one group with
-    another image of its labelled group; one of them is kept.
+    rows: (labels, labelled group, rules, flags, duplicate group). A duplicate is found when it was put into one
+    group with another image of its labelled group; one of them is kept.
     """
     print(f"{'label':16} {'images':>6} {'rejected':>10} {'found':>10}")
     together = {}
     for _, labelled, _, _, group in rows:
         if labelled and group:
             together[labelled, group] = together.get((labelled, group), 0) + 1
-    for label in MEANT:
+    for label, meant in MEANT.items():
         chosen = [row for row in rows if label in row[0]]
         if not chosen:
             continue
@@ -233,14 +238,14 @@ def print_table(rows):
         if label in ("duplicate", "near_duplicate"):
             found = sum(together.get((labelled, group), 0) > 1 for _, labelled, _, _, group in chosen)
         else:
-            found = sum(bool(MEANT[label] & {*rules, *flags}) for _, _, rules, flags, _ in chosen)
+            found = sum(bool(meant & {*rules, *flags}) for _, _, rules, flags, _ in chosen)
         note = "  (needs 16 marked images of one source)" if label == "watermark" else ""
         print(f"{label:16} {len(chosen):6} {_share(rejected, chosen)} {_share(found, chosen)}{note}")
     clean = [rules for labels, _, rules, _, _ in rows if "clean" in labels]
     if clean:
         wrong = [rules for rules in clean if set(rules) - {"duplicate"}]
-        print(f"{'clean':16} {len(clean):6} {_share(wrong and len(wrong), clean)}   (must stay; a worse copy is not counted)")
+        print(f"{'clean':16} {len(clean):6} {_share(len(wrong), clean)}   (must stay; a worse copy is not counted)")
 
 
 def _share(count, of):
-    return f"{count or 0:4} {100 * (count or 0) / len(of):4.0f}%"
+    return f"{count:4} {100 * count / len(of):4.0f}%"

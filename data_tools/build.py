@@ -63,8 +63,8 @@ def run_stage(name, store, recipe, shard=(0, 1)):
     try:
         said = _RUN[name](store, recipe, shard) if name == "measure" else _RUN[name](store, recipe)
     except OSError as error:               # a full disk, a folder that may not be written: what is committed stays
-        raise RestoreError(f"{name}: {error.filename or store.folder}: {error.strerror or error}. Mend it and run the same "
-                           "command again; what is done is kept.") from None
+        raise RestoreError(f"{name}: {error.filename or store.folder}: {error.strerror or error}. Mend it and run "
+                           "the same command again; what is done is kept.") from None
     print(f"{name:8} {time.monotonic() - started:7.1f} s  {said or ''}".rstrip(), file=sys.stderr)
 
 

@@ -44,14 +44,15 @@ def inspect(arguments):
             for condition in decide.conditions(rule):
                 if condition["metric"] != "error" and decide.fires(table, {"any": [condition]})[0]:
                     print(f"  {name}: {condition['metric']} = {_number(table[condition['metric']][0].as_py())}, "
-                          f"and {decide.describe(condition)} {'is flagged' if rule['action'] == 'flag' else 'is rejected'}"
+                          f"and {decide.describe(condition)} is {'flagged' if rule['action'] == 'flag' else 'rejected'}"
                           + (" together with the rule's other conditions" if "all" in rule else ""))
         if not options.brief:
             for name in [*METRICS, *columns]:
                 if row.get(name) is not None:
                     print(f"    {name:16} {_number(row[name]):>12}   {METRICS.get(name, ('', 'plug-in'))[1]}")
     if rejected:
-        print(f"{rejected} rejected. Duplicates, contamination and watermarks are seen only in a build.", file=sys.stderr)
+        print(f"{rejected} rejected. Duplicates, contamination and watermarks are seen only in a build.",
+              file=sys.stderr)
     return 0
 
 

@@ -51,7 +51,8 @@ def split(text):
 
 
 def open_bytes(text, limit=_LIMIT):
-    """The encoded bytes that a locator points to. Raises :class:`ImageError` when they cannot be had, or are too many."""
+    """The encoded bytes that a locator points to. Raises :class:`ImageError` when they cannot be had or are
+    too many."""
     kind, details, path = split(text)
     try:
         with _lock:
@@ -66,7 +67,7 @@ def open_bytes(text, limit=_LIMIT):
         raise ImageError("unsupported: not enough memory to read it") from None
     except NotImplementedError as error:
         raise ImageError(f"unsupported: {error}") from None
-    except Exception as error:             # archive readers raise anything on damaged files
+    except Exception as error:  # noqa: BLE001  archive readers raise anything on damaged files
         raise ImageError(f"corrupt: reading failed ({type(error).__name__}: {error})") from None
 
 

@@ -64,7 +64,7 @@ def _checked(where, rule):
         raise RestoreError(f"{where}: a rule has conditions under `any` or under `all`")
     unknown = set(rule) - {"any", "all", "action", "why"}
     if unknown:
-        raise RestoreError(f"{where}: unknown key {sorted(unknown)[0]!r}; a rule has any or all, action, why")
+        raise RestoreError(f"{where}: unknown key {min(unknown)!r}; a rule has any or all, action, why")
     rule = {"action": "reject", "why": "", **rule}
     if rule["action"] is False:            # YAML 1.1 reads a bare `off` as false
         rule["action"] = "off"
@@ -73,7 +73,8 @@ def _checked(where, rule):
     for condition in conditions(rule):
         tests = [key for key in condition if key in _TESTS] if isinstance(condition, dict) else []
         if len(tests) != 1 or set(condition) != {"metric", tests[0]}:
-            raise RestoreError(f"{where}: a condition is {{metric: NAME, below|above|is|one_of: VALUE}}, not {condition!r}")
+            raise RestoreError(f"{where}: a condition is {{metric: NAME, below|above|is|one_of: VALUE}}, "
+                               f"not {condition!r}")
         if tests[0] in ("below", "above") and (isinstance(condition[tests[0]], bool)
                                                or not isinstance(condition[tests[0]], (int, float))):
             raise RestoreError(f"{where}: {condition['metric']}: expected a number, got {condition[tests[0]]!r}")
@@ -90,7 +91,8 @@ def _changed(rules, changes):
         name, _, metric = key.partition(".")
         if name not in rules:
             near = difflib.get_close_matches(name, rules, 1, 0.5)
-            raise RestoreError(f"rules.{key}: no rule {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(rules)}"))
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(rules)}"
+            raise RestoreError(f"rules.{key}: no rule {name!r}; {hint}")
         if not metric:
             if not isinstance(value, bool):
                 raise RestoreError(f"rules.{key}: expected true or false; a limit is changed by rules.{name}.METRIC")
@@ -118,7 +120,8 @@ def describe(condition):
     for key, sign in (("below", "<"), ("above", ">"), ("is", "is"), ("one_of", "in")):
         if key in condition:
             value = condition[key]
-            return f"{condition['metric']} {sign} {', '.join(value) if key == 'one_of' else f'{value:g}' if isinstance(value, float) else value}"
+            value = ", ".join(value) if key == "one_of" else f"{value:g}" if isinstance(value, float) else value
+            return f"{condition['metric']} {sign} {value}"
 
 
 def decide(store, recipe):
@@ -142,7 +145,8 @@ def decide(store, recipe):
             kept += pc.sum(decided["keep"]).as_py() or 0
             count += len(decided)
     if count != rows:
-        raise RestoreError(f"{store.folder}: measured {count} images of {rows}. Run: python -m data_tools measure RECIPE")
+        raise RestoreError(f"{store.folder}: measured {count} images of {rows}. "
+                           "Run: python -m data_tools measure RECIPE")
     text = _as_yaml(rules)
     write_bytes(store.path("decide", "thresholds.yaml"), text)
     store.finish("decide", ["decision.parquet"], rows, hashlib.sha256(text.encode()).hexdigest()[:12], kept=int(kept))
@@ -221,7 +225,9 @@ def metric_tables(store, columns=None, chosen=None):
     names = store.columns("measure")
     read = names if wanted is None else [n for n in names if n in wanted or n == "error"]
     passes = store.read("passes") if store.manifest("passes") else None
-    join = store.read("join", ["id", "duplicate_group", "best_in_group", "contaminated_by"]) if store.manifest("join") else None
+    join = None
+    if store.manifest("join"):
+        join = store.read("join", ["id", "duplicate_group", "best_in_group", "contaminated_by"])
     start = 0
     for table in store.batches("measure", read):
         stop = start + len(table)
@@ -231,8 +237,8 @@ def metric_tables(store, columns=None, chosen=None):
                 continue
             part = other.slice(start, len(table))
             if part["id"].to_pylist() != table["id"].to_pylist():
-                raise RestoreError(f"{store.folder}: the tables of two stages do not fit together; run the later stages again "
-                                   "(python -m data_tools build RECIPE does)")
+                raise RestoreError(f"{store.folder}: the tables of two stages do not fit together; run the later "
+                                   "stages again (python -m data_tools build RECIPE does)")
             if other is passes:
                 for name in part.column_names:
                     if name != "id" and (wanted is None or name in wanted):
@@ -249,7 +255,8 @@ def metric_tables(store, columns=None, chosen=None):
 
 def error_kind(column):
     """The kinds of a column of errors: what stands before the colon."""
-    return pc.if_else(pc.is_valid(column), pc.list_element(pc.split_pattern(pc.fill_null(column, ""), ":", max_splits=1), 0), column)
+    kinds = pc.list_element(pc.split_pattern(pc.fill_null(column, ""), ":", max_splits=1), 0)
+    return pc.if_else(pc.is_valid(column), kinds, column)
 
 
 def _as_yaml(rules):

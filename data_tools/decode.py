@@ -24,6 +24,8 @@ def decode(data, max_megapixels=200.0):
                  8, the first frame of an animation is taken, transparency is laid on white
     transparent  share of pixels, 0..1, that are not opaque
 
+    JPEG's chroma is enlarged the fast way (its luma, which nearly all metrics look at, is exact).
+
     Raises :class:`Refused`, whose text begins with its kind, also for images of more than ``max_megapixels`` by their
     header, before anything of them is decoded.
     """
@@ -135,6 +137,6 @@ def _pillow(data):
         raise
     except MemoryError:
         raise Refused("unsupported: not enough memory to decode it") from None
-    except Exception as error:             # Pillow's readers raise anything on broken files
+    except Exception as error:  # noqa: BLE001  Pillow's readers raise anything on broken files
         kind = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise Refused(f"{kind}: {type(error).__name__}: {error}") from None

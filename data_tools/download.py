@@ -1,8 +1,8 @@
 """URL lists, fetched politely into tar shards in the work folder.
 
 Bounded concurrency, in all and per host; retries with growing pauses for what may pass (timeouts, broken connections,
-429 and 5xx, ``Retry-After`` respected); opt-outs in ``X-Robots-Tag`` headers respected; a size cap; only http and https,
-also after redirects. Every address gets a row: those that gave no image carry the reason.
+429 and 5xx, ``Retry-After`` respected); opt-outs in ``X-Robots-Tag`` headers respected; a size cap; only http and
+https, also after redirects. Every address gets a row: those that gave no image carry the reason.
 
 A shard holds the images of a fixed range of the list and is committed by rename with its index, so a killed download
 goes on at the first shard that is missing and what is there is never fetched again.
@@ -32,6 +32,7 @@ from .header import sniff
 
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _CHUNK = 1 << 16
+_VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")    # directives with a colon
 
 
 class Failed(Exception):
@@ -83,8 +84,8 @@ def _download(shard, chunk, fetcher, settings, progress):
     results = []
     # the window bounds memory: at most this many finished images wait for their turn in the shard
     window = 4 * settings.concurrency
-    with ThreadPoolExecutor(settings.concurrency) as pool, atomic_path(shard) as temporary, open(temporary, "wb") as raw, \
-            tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with ThreadPoolExecutor(settings.concurrency) as pool, atomic_path(shard) as temporary, \
+            open(temporary, "wb") as raw, tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         waiting = []
         queue = iter(chunk)
         while True:
@@ -103,13 +104,11 @@ def _download(shard, chunk, fetcher, settings, progress):
 
 
 class Fetcher:
-    """Fetches one address at a time per thread, with a limit of requests per host: ``fetcher(url) -> (result, data)``."""
+    """Fetches one address at a time per thread, with a limit per host: ``fetcher(url) -> (result, data)``."""
 
     def __init__(self, settings):
         self.settings = settings
         self.opener = urllib.request.build_opener(_HttpOnly)
-        self.opener.handlers = [h for h in self.opener.handlers
-                                if not isinstance(h, (urllib.request.FileHandler, urllib.request.FTPHandler, urllib.request.DataHandler))]
         for scheme in ("file", "ftp", "data"):
             self.opener.handle_open.pop(scheme, None)
         self.hosts, self.lock = {}, threading.Lock()
@@ -149,7 +148,8 @@ class Fetcher:
     def _once(self, url):
         settings, limit = self.settings, int(self.settings.max_mb * 1e6)
         started = time.monotonic()
-        request = urllib.request.Request(_ascii(url), headers={"User-Agent": settings.user_agent, "Accept": "image/*,*/*;q=0.5"})
+        headers = {"User-Agent": settings.user_agent, "Accept": "image/*,*/*;q=0.5"}
+        request = urllib.request.Request(_ascii(url), headers=headers)
         with self.opener.open(request, timeout=settings.timeout) as answer:
             refused = opted_out(answer.headers.get_all("X-Robots-Tag") or [], settings)
             if refused:
@@ -170,8 +170,8 @@ class Fetcher:
             data = b"".join(parts)
             kind = sniff(data) if data else None
             suffix = {"JPEG": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif"}.get(kind, f".{kind.lower()}" if kind else "")
-            return {"type": answer.headers.get_content_type(), "final": answer.geturl() if answer.geturl() != url else None,
-                    "suffix": suffix}, data
+            final = answer.geturl() if answer.geturl() != url else None
+            return {"type": answer.headers.get_content_type(), "final": final, "suffix": suffix}, data
 
 
 class _HttpOnly(urllib.request.HTTPRedirectHandler):
@@ -190,7 +190,7 @@ def opted_out(headers, settings):
         robot = None
         for token in header.split(","):
             name, colon, rest = token.strip().partition(":")
-            if colon and name.strip().lower() not in ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"):
+            if colon and name.strip().lower() not in _VALUED:
                 robot, token = name.strip().lower(), rest
             if robot in (None, "*", settings.user_agent.lower()) and token.strip().lower() in settings.opt_out:
                 return token.strip().lower()

@@ -1,9 +1,9 @@
 """Supervised worker processes: a worker that dies or hangs costs the image it was at, never the run.
 
 ``ProcessPoolExecutor`` aborts when a worker is killed and ``multiprocessing.Pool`` waits for ever; here each worker has
-its own pipe and a slot of shared memory in which it notes what it is working at and since when. The supervisor replaces a
-worker that died or took too long, gives the image one more try in a fresh worker (the kill may have come from outside),
-and then quarantines it with the reason. Results come out in the order of the items, whoever finished first.
+its own pipe and a slot of shared memory in which it notes what it is working at and since when. The supervisor replaces
+a worker that died or took too long, gives the image one more try in a fresh worker (the kill may have come from
+outside), and then quarantines it with the reason. Results come out in the order of the items, whoever finished first.
 """
 
 import ctypes
@@ -175,7 +175,7 @@ def _main(pipe, state, target, arguments):
     prepare()
     try:
         function = resolve(target)(**arguments)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever a factory raises ends the worker with its reason
         pipe.send(f"a worker cannot start: {type(error).__name__}: {error}")
         return
     try:

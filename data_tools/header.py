@@ -1,4 +1,4 @@
-"""What an encoded image says of itself before a pixel is decoded: format, size, mode, progressive, tables, orientation."""
+"""What an encoded image says of itself before a pixel is decoded: format, size, mode, progressive, tables."""
 
 import io
 import os
@@ -87,7 +87,7 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg(data):
-    tables, orientation, adobe, position, size = {}, 1, None, 2, len(data)
+    tables, orientation, position, size = {}, 1, 2, len(data)
     while position + 4 <= size:
         if data[position] != 0xFF:
             raise Refused("corrupt: a JPEG marker is missing in the header")
@@ -172,7 +172,7 @@ def _pillow(data, kind):
                 return Header(image.format if image.format != "MPO" else "JPEG", image.width, image.height, image.mode,
                               bits, getattr(image, "n_frames", 1), False,
                               orientation if orientation in range(1, 9) else 1)
-    except Exception as error:             # Pillow's readers raise anything on broken files
+    except Exception as error:  # noqa: BLE001  Pillow's readers raise anything on broken files
         raise Refused(f"corrupt: the {kind} header cannot be read ({type(error).__name__}: {error})") from None
 
 

@@ -1,15 +1,16 @@
 """How strongly a picture was once compressed as JPEG, from its pixels: also in a PNG, and under a milder second JPEG.
 
-A decoded JPEG's 8x8 DCT coefficients lie near multiples of the quantisation steps (Fan and de Queiroz, "Identification of
-bitmap compression history", 2003). The grid's place is where steps between neighbouring pixels are largest; the step of
-each low frequency is the largest q for which the coefficients above q / 2 gather at multiples of q. A resized JPEG has
+A decoded JPEG's 8x8 DCT coefficients lie near multiples of the quantisation steps (Fan and de Queiroz, "Identification
+of bitmap compression history", 2003). The grid's place is where steps between neighbouring pixels are largest; the step
+of each low frequency is the largest q for which the coefficients above q / 2 gather at multiples of q. A resized JPEG has
 lost its grid and is not recognised.
 """
 
 import numpy as np
 
 # low frequencies (row, column) and their entries in the luma table of the JPEG standard's annex K
-_FREQUENCIES = ((0, 1, 11), (1, 0, 12), (1, 1, 12), (0, 2, 10), (2, 0, 14), (1, 2, 14), (2, 1, 13), (2, 2, 16), (0, 3, 16), (3, 0, 14))
+_FREQUENCIES = ((0, 1, 11), (1, 0, 12), (1, 1, 12), (0, 2, 10), (2, 0, 14), (1, 2, 14), (2, 1, 13), (2, 2, 16),
+                (0, 3, 16), (3, 0, 14))
 _BLOCKS = 600                              # looked at per image
 _BINS = 400                                # of one level each
 _STEPS = np.arange(4, 81)
@@ -24,7 +25,8 @@ def _tables():
     values = np.arange(_BINS)[None]
     above = (values > 0.5 * _STEPS[:, None]).astype(np.float32)
     # sum of cosines less what would be enough of it, for the values above; and how many these are
-    return basis, np.concatenate([(np.cos(2 * np.pi * values / _STEPS[:, None]) - _GATHERED) * above, above]).astype(np.float32)
+    excess = (np.cos(2 * np.pi * values / _STEPS[:, None]) - _GATHERED) * above
+    return basis, np.concatenate([excess, above]).astype(np.float32)
 
 
 _BASIS, _WEIGHTS = _tables()

@@ -50,8 +50,8 @@ def halve(gray):
 def block_maps(gray, block=BLOCK, grid=False, pixels=None):
     """:class:`Maps` of a (h, w) uint8 image of at least ``block + 2`` pixels each way.
 
-    ``grid=True`` fills ``columns`` and ``rows``. With ``pixels`` only about so many are looked at, in five or more strips
-    evenly spread over the height: large images are sampled.
+    ``grid=True`` fills ``columns`` and ``rows``. With ``pixels`` only about so many are looked at, in five or more
+    strips evenly spread over the height: large images are sampled.
     """
     height, width = gray.shape
     across = (width - 2) // block
@@ -61,7 +61,8 @@ def block_maps(gray, block=BLOCK, grid=False, pixels=None):
     step = min(2048 // block, max(2, (_CACHED // (3 if sampled else 1)) // (width * block))) * block
     strips = list(range(0, height - 2 - block + 1, step))
     if sampled:
-        strips = [strips[i] for i in np.unique(np.linspace(0, len(strips) - 1, max(5, pixels // (step * width))).astype(int))]
+        chosen = np.linspace(0, len(strips) - 1, max(5, pixels // (step * width))).astype(int)
+        strips = [strips[i] for i in np.unique(chosen)]
     parts, column_sum, row_sums, seen = [], np.zeros(width - 1), np.full(height - 1, np.nan), 0
     for top in strips:
         count = (min(top + step + 2, height) - top - 2) // block

@@ -36,15 +36,15 @@ METRICS = {
     "misnamed": (pa.bool_(), "the file name promises another format"),
     "jpeg_quality": (pa.float32(), "libjpeg's quality by the luma quantisation table; null when not a JPEG"),
     "bits_per_pixel": (pa.float32(), "encoded bits per pixel"),
-    "sharpness": (pa.float32(), "mean |second difference| / mean |first difference| in the most textured quarter of the "
-                                "blocks, less the noise's part; about 2 for a step, 0.8 / sigma for a blurred one"),
+    "sharpness": (pa.float32(), ("mean |second difference| / mean |first|, less the noise's part, where texture is strongest; "
+                                 "about 2 for a step, 0.8 / sigma for a blurred one")),
     "sharpness_2": (pa.float32(), "the same after halving: grain no longer hides a strong blur"),
     "sharpness_4": (pa.float32(), "the same at a quarter"),
     "sharpness_8": (pa.float32(), "the same at an eighth; null for small images"),
     "sharpness_axis": (pa.float32(), "the smaller of the sharpnesses along x and along y, at half size: motion blur"),
     "noise": (pa.float32(), "Immerkaer's sigma, 0..255 units, 10th percentile over blocks"),
     "noise_2": (pa.float32(), "the same after halving: true noise halves, texture stays"),
-    "noise_even": (pa.float32(), "10th percentile over median of the noise operator's blocks: near 1 when noise covers all"),
+    "noise_even": (pa.float32(), "10th percentile over median of the noise operator: near 1 when noise covers all"),
     "noise_ratio": (pa.float32(), "noise_2 / noise: about 0.5 for white noise, 1 and more for texture"),
     "flat": (pa.float32(), "share of blocks without structure (gradient below 1.5 levels a pixel beyond the noise)"),
     "blockiness": (pa.float32(), "steps at the best 8-pixel grid / steps beside it; 1 is none"),
@@ -150,6 +150,7 @@ def _sharpness(pyramid):
     """Sharpness at four scales, noise, flat share, blockiness."""
     row = {name: None for name in ("sharpness", "sharpness_2", "sharpness_4", "sharpness_8", "sharpness_axis", "noise",
                                    "noise_2", "noise_even", "flat", "blockiness", "pixel_quality")}
+    noise = 0.0
     for scale, block, gray in zip((1, 2, 4, 8), (16, 16, 8, 8), [*pyramid, *_further(pyramid[-1])]):
         if min(gray.shape) < 4 * block + 2 or (scale == 8 and min(gray.shape) < 60):
             break
@@ -164,7 +165,8 @@ def _sharpness(pyramid):
             row.update(noise=noise, noise_even=even, flat=float((maps.gradient < 1.5 + 2.3 * noise).mean()),
                        blockiness=min(across, down), pixel_quality=pixel_quality(gray, left, top))
         elif scale == 2:
-            row.update(noise_2=noise, sharpness_axis=min((r for r in (along_x, along_y) if r is not None), default=None))
+            known = [ratio for ratio in (along_x, along_y) if ratio is not None]
+            row.update(noise_2=noise, sharpness_axis=min(known, default=None))
     return row
 
 
@@ -285,7 +287,7 @@ def _frame(darkest, gray):
 
 
 def _bands(gray):
-    """Rows of one constant colour at the top that end at a straight edge, as a letterbox does and a plain wall does not."""
+    """Rows of one constant colour at the top that end at a straight edge, as a letterbox does and a wall does not."""
     level = np.sort(gray[0])[gray.shape[1] // 2]
     for count in (16, len(gray)):          # most pictures have no band: look at few rows first
         alike = _alike(gray[:count], level)
@@ -310,7 +312,8 @@ def _text(gray):
     if not cv2.countNonZero(strong):
         return 0.0
     # cells of 12x3 pixels: dense in strokes where the cells above and below are not
-    density = cv2.resize(strong, (gray.shape[1] // 12, gray.shape[0] // 3), interpolation=cv2.INTER_AREA).astype(np.float32)
+    cells = (gray.shape[1] // 12, gray.shape[0] // 3)
+    density = cv2.resize(strong, cells, interpolation=cv2.INTER_AREA).astype(np.float32)
     around = cv2.blur(density, (1, 3))
     return float(np.count_nonzero((density > 51) & (around < 0.5 * density)) / density.size)
 
@@ -319,7 +322,7 @@ def _plugin(row, prefix, function, pixels):
     rgb = pixels[:, :, ::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, 2)
     try:
         values = function(np.ascontiguousarray(rgb), dict(row))
-    except Exception as error:             # somebody else's code must not end the run
+    except Exception as error:  # noqa: BLE001  somebody else's code must not end the run
         return {"error": row["error"] or f"plugin: {prefix}: {type(error).__name__}: {error}"}
     values = values if isinstance(values, dict) else {"score": values}
     return {f"{prefix}.{name}": float(value) for name, value in values.items()}

@@ -32,8 +32,9 @@ def run(store, recipe, shard=(0, 1)):
     """
     scanned = store.require("scan")
     columns = plugins.columns(recipe.measure.plugins)
-    salt = json.dumps({"version": VERSION, "max_megapixels": recipe.measure.max_megapixels, "max_mb": recipe.measure.max_mb,
-                       "plugins": [plugins.fingerprint(p) for p in recipe.measure.plugins]}, sort_keys=True)
+    salt = json.dumps({"version": VERSION, "max_megapixels": recipe.measure.max_megapixels,
+                       "max_mb": recipe.measure.max_mb,
+                       "plugins": [plugins.fingerprint(plugin) for plugin in recipe.measure.plugins]}, sort_keys=True)
     names, todo = [], []
     folder = store.path("measure")
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,8 @@ def run(store, recipe, shard=(0, 1)):
 def _keys(table, salt):
     """uint64 per row: of the image, its file's size and time, and the settings."""
     texts = zip(*(table[name].to_pylist() for name in ("id", "bytes", "stamp", "error")))
-    return np.array([int.from_bytes(hashlib.blake2b(f"{row}{salt}".encode(), digest_size=8).digest(), "big") for row in texts],
-                    np.uint64)
+    hashes = (hashlib.blake2b(f"{row}{salt}".encode(), digest_size=8).digest() for row in texts)
+    return np.array([int.from_bytes(digest, "big") for digest in hashes], np.uint64)
 
 
 class _Reused:

@@ -21,7 +21,7 @@ _RATIO = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 
 
 def fit(images):
-    """Model (mean (36,), covariance (36, 36)) of an iterable of uint8 luma images; RestoreError when they are too few."""
+    """Model (mean (36,), covariance (36, 36)) of uint8 luma images; RestoreError when they are too few."""
     rows = []
     for gray in images:
         features, sharpness = patches(gray)
@@ -30,7 +30,8 @@ def fit(images):
     rows = np.concatenate(rows) if rows else np.zeros((0, 36))
     rows = rows[np.isfinite(rows).all(1)]
     if len(rows) < 200:
-        raise RestoreError(f"NIQE: {len(rows)} sharp patches of 96x96 pixels are too few for a model; give more or larger images")
+        raise RestoreError(f"NIQE: {len(rows)} sharp patches of 96x96 pixels are too few for a model; "
+                           "give more or larger images")
     return rows.mean(0), np.cov(rows, rowvar=False)
 
 
@@ -46,7 +47,8 @@ def load(path):
         with np.load(path, allow_pickle=False) as data:
             return data["mean"], data["covariance"]
     except (OSError, ValueError, KeyError) as error:
-        raise RestoreError(f"{path}: no NIQE model ({error}); make one with python -m data_tools niqe-fit FOLDER -o FILE") from None
+        raise RestoreError(f"{path}: no NIQE model ({error}); make one with "
+                           "python -m data_tools niqe-fit FOLDER -o FILE") from None
 
 
 def score(gray, model):
@@ -80,7 +82,8 @@ def patches(gray):
 
 def _normalised(image):
     mean = cv2.GaussianBlur(image, (7, 7), 7 / 6, borderType=cv2.BORDER_REPLICATE)
-    deviation = np.sqrt(np.abs(cv2.GaussianBlur(image * image, (7, 7), 7 / 6, borderType=cv2.BORDER_REPLICATE) - mean * mean))
+    square = cv2.GaussianBlur(image * image, (7, 7), 7 / 6, borderType=cv2.BORDER_REPLICATE)
+    deviation = np.sqrt(np.abs(square - mean * mean))
     return (image - mean) / (deviation + 1), deviation
 
 

@@ -1,7 +1,7 @@
 """Second passes, over images that were measured: watermarks of whole sources, and NIQE where a model is given.
 
-They read images again, only those that need it: a sample of each source, all images of a source in which a watermark was
-found, and for NIQE the images that the other rules keep. Columns, null where there was nothing to measure:
+They read images again, only those that need it: a sample of each source, all images of a source in which a watermark
+was found, and for NIQE the images that the other rules keep. Columns, null where there was nothing to measure:
 
     watermark         how far the image's match with its source's mark stands out, in standard deviations
     watermark_source  share of the source's sample that carries the mark: who marks most pictures marks all, and on a
@@ -56,7 +56,8 @@ def run(store, recipe):
                                for table in decide.metric_tables(store)] or [np.zeros(0, bool)])
         at = np.flatnonzero(kept & readable)
         scores = np.full(len(scanned), np.nan, np.float32)
-        scores[at] = list(_map("data_tools.passes:niqe_scorer", {"model": recipe.measure.niqe}, scanned, at, recipe, "niqe"))
+        model = {"model": recipe.measure.niqe}
+        scores[at] = list(_map("data_tools.passes:niqe_scorer", model, scanned, at, recipe, "niqe"))
         columns["niqe"] = pa.array(scores, pa.float32(), from_pandas=True)
         said.append(f"NIQE of {len(at)} images")
     store.write_part("passes", "passes.parquet", pa.table(columns))
@@ -65,7 +66,8 @@ def run(store, recipe):
 
 
 def _readable(store):
-    return np.concatenate([~np.array(t["error"].is_valid()) for t in store.batches("measure", ["error"])] or [np.zeros(0, bool)])
+    errors = [table["error"] for table in store.batches("measure", ["error"])]
+    return np.concatenate([~np.array(column.is_valid()) for column in errors] or [np.zeros(0, bool)])
 
 
 def _watermarks(store, scanned, readable, recipe):
@@ -82,7 +84,8 @@ def _watermarks(store, scanned, readable, recipe):
         sample = sample[_distinct(hashes[sample])]        # copies of one picture have everything in common
         if len(sample) < recipe.measure.watermark_min_images:
             continue
-        found = list(_map("data_tools.passes:windower", {}, scanned, sample, recipe, f"watermark sample of {source.name}"))
+        what = f"watermark sample of {source.name}"
+        found = list(_map("data_tools.passes:windower", {}, scanned, sample, recipe, what))
         used = [(int(k), windows) for k, windows in zip(sample, found) if windows is not None]
         filters, known = watermark.learn([windows for _, windows in used], recipe.measure.watermark_min_images)
         scores[at] = shares[at] = 0

@@ -1,8 +1,8 @@
 """Anyone's scorer as extra metrics: ``FILE.py:name`` in the recipe's ``measure.plugins``.
 
-``name`` is a function ``(rgb, row) -> number or {column: number}``, or a class or factory function without arguments that makes one (a model is
-then loaded once per worker). ``rgb`` is uint8 (h, w, 3), ``row`` the metrics measured so far. The columns appear as ``FILE.column`` among the
-metrics, where thresholds, histograms and exports find them::
+``name`` is a function ``(rgb, row) -> number or {column: number}``, or a class or factory function without arguments
+that makes one (a model is then loaded once per worker). ``rgb`` is uint8 (h, w, 3), ``row`` the metrics measured so far. The
+columns appear as ``FILE.column`` among the metrics, where thresholds, histograms and exports find them::
 
     # aesthetic.py                             # thresholds.yaml
     def score(rgb, row):                       ugly:
@@ -32,7 +32,7 @@ def load(spec):
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:             # somebody else's code
+    except Exception as error:  # noqa: BLE001  somebody else's code
         raise RestoreError(f"plug-in {spec!r}: {type(error).__name__}: {error}") from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -49,8 +49,9 @@ def columns(specs):
         prefix, function = load(spec)
         try:
             values = function(np.full((64, 64, 3), 128, np.uint8), {})
-        except Exception as error:
-            raise RestoreError(f"plug-in {spec!r} failed on a plain gray picture: {type(error).__name__}: {error}") from None
+        except Exception as error:  # noqa: BLE001  somebody else's code
+            raise RestoreError(f"plug-in {spec!r} failed on a plain gray picture: "
+                               f"{type(error).__name__}: {error}") from None
         found += [f"{prefix}.{name}" for name in (values if isinstance(values, dict) else {"score": values})]
     repeated = sorted({name for name in found if found.count(name) > 1})
     if repeated:

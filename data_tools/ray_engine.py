@@ -1,8 +1,8 @@
 """The same work on a Ray cluster: core tasks over chunks of items, the interface of :func:`data_tools.engine.run`.
 
-Ray restarts a task whose worker died. A chunk that keeps dying or hanging is cut into single items, and the item that no
-worker survives is quarantined with the reason. Install with ``pip install anydepth[ray]``; sources and work folder must be
-visible to every node (a shared file system or fsspec addresses).
+Ray restarts a task whose worker died. A chunk that keeps dying or hanging is cut into single items, and the item that
+no worker survives is quarantined with the reason. Install with ``pip install anydepth[ray]``; sources and work folder
+must be visible to every node (a shared file system or fsspec addresses).
 """
 
 import os
@@ -19,17 +19,13 @@ _TRIES = 2
 
 
 def run(target, arguments, items, workers=0, timeout=120.0, window=4096, chunk=CHUNK):
-    """Yield the result of every item in order, as :func:`engine.run` does; ``workers`` 0 uses every CPU of the cluster."""
+    """Yield every item's result in order, as :func:`engine.run` does; ``workers`` 0 uses all CPUs of the cluster."""
     try:
         import ray
     except ImportError:
         raise RestoreError("engine: ray is not installed; pip install anydepth[ray]") from None
     if not ray.is_initialized():
-        try:                               # joins the cluster of RAY_ADDRESS, or starts a local one
-            ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers or None, include_dashboard=False,
-                     log_to_driver=False, configure_logging=False)
-        except Exception as error:         # Ray raises many things here
-            raise RestoreError(f"Ray cannot start: {str(error).strip()[:300]}") from None
+        _start(ray, workers)
     task = ray.remote(max_retries=0, num_cpus=1)(_chunk)
     slots = workers or int(ray.cluster_resources().get("CPU", 1))
     items = enumerate(items)
@@ -78,6 +74,19 @@ def run(target, arguments, items, workers=0, timeout=120.0, window=4096, chunk=C
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _start(ray, workers):
+    """Join the cluster of RAY_ADDRESS, or start a local one; a busy machine may need several tries."""
+    for attempt in range(3):
+        try:
+            ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers or None, include_dashboard=False,
+                     log_to_driver=False, configure_logging=False)
+            return
+        except Exception as error:  # noqa: BLE001  Ray raises many things here
+            ray.shutdown()
+            if attempt == 2:
+                raise RestoreError(f"Ray cannot start: {str(error).strip()[:300]}") from None
 
 
 def _retry(part, reason, again, tries, ready):

@@ -1,4 +1,4 @@
-"""The scan: every image of every source as one row, committed part by part. Cheap, so it is done anew on every build."""
+"""The scan: every image of every source as one row, committed part by part. Cheap, so done anew every time."""
 
 import pyarrow as pa
 from tqdm import tqdm

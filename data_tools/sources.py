@@ -1,7 +1,7 @@
 """What images a source holds: folders, archives, WebDataset shards, parquet, Hugging Face datasets, URL lists.
 
-:func:`rows` lists a source as rows of the ``scan`` table, in an order that depends on names alone; nothing is decoded and
-nothing is unpacked. Sidecars travel along: ``X.json`` and ``X.txt`` beside ``X.jpg`` (as WebDataset shards and
+:func:`rows` lists a source as rows of the ``scan`` table, in an order that depends on names alone; nothing is decoded
+and nothing is unpacked. Sidecars travel along: ``X.json`` and ``X.txt`` beside ``X.jpg`` (as WebDataset shards and
 img2dataset's folders have them) and the other columns of a parquet file give licence, address, caption, provenance.
 """
 
@@ -27,7 +27,8 @@ __all__ = ["open_bytes", "rows", "sanitise"]
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".json", ".txt")
-_LICENCE, _URL, _CAPTION = ("licence", "license", "rights"), ("url", "URL", "image_url", "original_url"), ("caption", "TEXT", "text")
+_LICENCE, _CAPTION = ("licence", "license", "rights"), ("caption", "TEXT", "text")
+_URL = ("url", "URL", "image_url", "original_url")
 _SIDECAR_LIMIT = 1 << 20
 
 
@@ -45,7 +46,8 @@ def rows(source, store, settings):
 
 
 def sanitise(name):
-    """A member's name as a harmless relative path: no root, drive, ``..``, backslash, control character or broken UTF-8.
+    """A member's name as a harmless relative path: no root, drive, ``..``, backslash, control
+    character or broken UTF-8.
 
     >>> sanitise("../../etc/passwd"), sanitise("C:\\\\a\\\\b.jpg"), sanitise("/x//./y.jpg")
     ('etc/passwd', 'C_/a/b.jpg', 'x/y.jpg')
@@ -61,7 +63,8 @@ def _row(source, kind, entry):
     url = entry.get("url")
     provenance = {key: value for key, value in entry.get("provenance", {}).items() if value is not None}
     by = source.group or ("host" if kind == "urls" else "folder")
-    group = {"source": source.name, "image": f"{source.name}/{name}", "archive": f"{source.name}/{entry.get('container', '')}",
+    group = {"source": source.name, "image": f"{source.name}/{name}",
+             "archive": f"{source.name}/{entry.get('container', '')}",
              "host": f"{source.name}/{urlsplit(url).hostname if url else ''}",
              "folder": f"{source.name}/{entry.get('folder', os.path.dirname(name))}"}[by]
     return {"id": make_id(source.name, name), "source": source.name, "name": name, "locator": entry.get("locator", ""),
@@ -74,7 +77,8 @@ def _row(source, kind, entry):
 def _kind(source):
     path = source.path
     if os.path.isdir(path):
-        return "dataset" if any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json")) else "files"
+        saved = any(os.path.exists(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json"))
+        return "dataset" if saved else "files"
     lower = path.lower()
     if lower.endswith((".txt", ".csv", ".tsv", ".jsonl")):
         return "urls"
@@ -84,8 +88,8 @@ def _kind(source):
         return "urls" if source.url_column in schema.names and not _image_columns(schema) else "files"
     if "://" in path or os.path.exists(path) or glob.glob(path, recursive=True):
         return "files"
-    raise RestoreError(f"source {source.name!r}: {path}: no such file or folder, and no file matches it. For a dataset on "
-                       "the Hugging Face Hub say `kind: dataset`.")
+    raise RestoreError(f"source {source.name!r}: {path}: no such file or folder, and no file matches it. For a dataset "
+                       "on the Hugging Face Hub say `kind: dataset`.")
 
 
 # ---- files, archives and parquet ---------------------------------------------------------------------------------
@@ -127,7 +131,7 @@ def _guarded(reader, path, source):
             return
         except RestoreError:
             raise
-        except Exception as error:         # archive readers raise anything on damaged files
+        except Exception as error:  # noqa: BLE001  archive readers raise anything on damaged files
             yield {"member": "(damaged)", "error": f"corrupt: the archive cannot be read further "
                                                    f"({type(error).__name__}: {error})"}
             return
@@ -158,10 +162,11 @@ def _walk_remote(address):
     try:
         system, path = fsspec.core.url_to_fs(address)
         found = system.find(path, detail=True) if not re.search(r"[*?\[]", path) else system.glob(path, detail=True)
-    except Exception as error:             # each file system has errors of its own
+    except Exception as error:  # noqa: BLE001  each file system has errors of its own
         raise RestoreError(f"{address}: {type(error).__name__}: {error}") from None
     kept = sorted((system.unstrip_protocol(name), int(info.get("size") or -1), 0) for name, info in found.items()
-                  if name.lower().endswith((*ARCHIVES, ".parquet", *SUFFIXES, *_SIDECARS)) and info.get("type") != "directory")
+                  if name.lower().endswith((*ARCHIVES, ".parquet", *SUFFIXES, *_SIDECARS))
+                  and info.get("type") != "directory")
     return system.unstrip_protocol(re.split(r"[*?\[]", path, maxsplit=1)[0].rstrip("/")), kept
 
 
@@ -182,7 +187,8 @@ def _is_image(name):
 
 def _tar(path, source):
     """Members of a tar archive; those that share a WebDataset key with ``key.json`` or ``key.txt`` get these fields."""
-    with containers.open_file(path) as raw, tarfile.open(fileobj=containers.decompressed(path, raw), mode="r:") as archive:
+    with containers.open_file(path) as raw, \
+            tarfile.open(fileobj=containers.decompressed(path, raw), mode="r:") as archive:
         def members():
             for member in archive:
                 archive.members = []       # tarfile keeps every header otherwise
@@ -218,7 +224,8 @@ def _zip(path, source):
         for index, member in enumerate(members):
             if member.is_dir() or not _is_image(member.filename):
                 continue
-            read = {suffix: archive.read(m) for suffix, m in texts.get(os.path.splitext(member.filename)[0], {}).items()}
+            sidecars = texts.get(os.path.splitext(member.filename)[0], {})
+            read = {suffix: archive.read(sidecar) for suffix, sidecar in sidecars.items()}
             yield {"member": member.filename, "locator": locator("zip", str(index), path), "bytes": member.file_size,
                    **_sidecar(read.get(".json"), read.get(".txt"))}
 
@@ -228,7 +235,7 @@ def _parquet(path, source):
     try:
         schema = file.schema_arrow
         column = _image_column(schema, source, path)
-        others = [name for name, kind in zip(schema.names, schema.types) if name != column and _is_scalar(kind)]
+        others = [name for name in _scalars(schema) if name != column]
         index = schema.names.index(column)
         row = 0
         for group in range(file.num_row_groups):
@@ -265,14 +272,16 @@ def _image_column(schema, source, path):
         return source.image_column
     found = _image_columns(schema)
     if not found:
-        raise RestoreError(f"source {source.name!r}: {path} has no column of images; its columns: {', '.join(schema.names)}")
+        raise RestoreError(f"source {source.name!r}: {path} has no column of images; "
+                           f"its columns: {', '.join(schema.names)}")
     return found[0]
 
 
-def _is_scalar(kind):
-    import pyarrow as pa
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind) or \
-        pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+def _scalars(schema):
+    """Names of the columns of texts, numbers and booleans."""
+    from pyarrow import types
+    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+    return [name for name, kind in zip(schema.names, schema.types) if any(test(kind) for test in tests)]
 
 
 # ---- Hugging Face datasets ---------------------------------------------------------------------------------------
@@ -291,7 +300,8 @@ def _dataset(source, store, settings):
             with open(os.path.join(folder, split, "state.json")) as file:
                 files = [entry["filename"] for entry in json.load(file)["_data_files"]]
         except (OSError, ValueError, KeyError) as error:
-            raise RestoreError(f"source {source.name!r}: {os.path.join(folder, split)}: not a saved dataset ({error})") from None
+            raise RestoreError(f"source {source.name!r}: {os.path.join(folder, split)}: not a saved dataset "
+                               f"({error})") from None
         row = 0
         for name in files:
             path = os.path.join(folder, split, name)
@@ -299,12 +309,13 @@ def _dataset(source, store, settings):
             for number, batch in enumerate(containers.open_arrow(path)):
                 column = _image_column(batch.schema, source, path)
                 index = batch.schema.names.index(column)
-                others = [n for n, kind in zip(batch.schema.names, batch.schema.types) if n != column and _is_scalar(kind)]
+                others = [n for n in _scalars(batch.schema) if n != column]
                 columns = {n: batch.column(batch.schema.names.index(n)) for n in others}
                 for k in range(batch.num_rows):
                     fields = {n: values[k].as_py() for n, values in columns.items()}
                     yield {"name": "/".join(filter(None, (split, f"{row:08d}"))), "stamp": stamp, "folder": split,
-                           "container": split, "locator": locator("arrow", f"{number}-{k}-{index}", path), **_fields(fields)}
+                           "container": split, "locator": locator("arrow", f"{number}-{k}-{index}", path),
+                           **_fields(fields)}
                     row += 1
 
 
@@ -315,9 +326,9 @@ def _from_hub(source, store):
         import datasets
         try:
             data = datasets.load_dataset(source.path, split=source.split)
-        except Exception as error:         # the library and the network raise many things
-            raise RestoreError(f"source {source.name!r}: the dataset {source.path!r} cannot be had from the Hugging Face Hub "
-                               f"({type(error).__name__}: {str(error)[:200]})") from None
+        except Exception as error:  # noqa: BLE001  the library and the network raise many things
+            raise RestoreError(f"source {source.name!r}: the dataset {source.path!r} cannot be had from the Hugging "
+                               f"Face Hub ({type(error).__name__}: {str(error)[:200]})") from None
         for name, feature in data.features.items():
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
@@ -328,8 +339,7 @@ def _from_hub(source, store):
 # ---- URL lists ---------------------------------------------------------------------------------------------------
 
 def _urls(source, store, settings):
-    for entry in download.fetch(_url_list(source), source, store, settings):
-        yield entry
+    yield from download.fetch(_url_list(source), source, store, settings)
 
 
 def _url_list(source):
@@ -337,7 +347,7 @@ def _url_list(source):
     lower = source.path.lower()
     if lower.endswith(".parquet"):
         file = containers.open_parquet(source.path)
-        for batch in file.iter_batches(columns=[n for n, k in zip(file.schema_arrow.names, file.schema_arrow.types) if _is_scalar(k)]):
+        for batch in file.iter_batches(columns=_scalars(file.schema_arrow)):
             yield from _named(batch.to_pylist(), source)
         return
     with containers.open_file(source.path) as raw:
@@ -355,8 +365,8 @@ def _url_list(source):
 def _named(records, source):
     for record in records:
         if source.url_column not in record:
-            raise RestoreError(f"source {source.name!r}: {source.path} has no column {source.url_column!r}; its columns: "
-                               f"{', '.join(map(str, record))}. Name it with `url_column`.")
+            raise RestoreError(f"source {source.name!r}: {source.path} has no column {source.url_column!r}; its "
+                               f"columns: {', '.join(map(str, record))}. Name it with `url_column`.")
         yield {**record, "url": str(record[source.url_column] or "").strip()}
 
 
@@ -387,8 +397,9 @@ def _fields(fields):
     """Licence, address and the rest of a sidecar's or a row's fields, long texts cut."""
     def first(names):
         return next((str(fields[name]) for name in names if fields.get(name) not in (None, "")), None)
-    kept = {str(key): (value[:500] if isinstance(value, str) else value) for key, value in sorted(fields.items(), key=lambda i: str(i[0]))
-            if isinstance(value, (str, int, float, bool)) and key not in (*_LICENCE, *_URL) and value == value}
+    kept = {str(key): (value[:500] if isinstance(value, str) else value)
+            for key, value in sorted(fields.items(), key=lambda item: str(item[0]))
+            if isinstance(value, (str, int, float, bool)) and key not in (*_LICENCE, *_URL) and str(value) != "nan"}
     caption = first(_CAPTION)
     if caption:
         kept["caption"] = caption[:500]

@@ -95,7 +95,7 @@ class Store:
         return self.folder / stage / name
 
     def write_part(self, stage, name, table):
-        """Commit one table as ``stage/name`` (zstd, no statistics of the writer's host: the same rows, the same bytes)."""
+        """Commit one table as ``stage/name`` (zstd): the same rows make the same bytes."""
         with atomic_path(self.path(stage, name)) as temporary:
             pq.write_table(table, temporary, compression="zstd", store_schema=True)
 
@@ -120,7 +120,8 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise RestoreError(f"{self.path(stage, 'manifest.json')}: {error}. Delete it and run the stage again.") from None
+            raise RestoreError(f"{self.path(stage, 'manifest.json')}: {error}. Delete it and run the stage "
+                               "again.") from None
 
     def require(self, stage):
         """The manifest of a stage that must be finished."""

@@ -1,9 +1,9 @@
 """Watermarks, found per source: what the gradients of many images of one place have in common.
 
 A mark on a single image cannot be told from its content without learned weights. Across the images of one source the
-content averages out and the mark stays (Dekel, Rubinstein, Liu and Freeman, "On the effectiveness of visible watermarks",
-CVPR 2017, take the median gradient). Here the gradients are bounded first and then averaged, which is as robust as a
-median and also sees a mark that only a part of the images carries; the images that fit the pattern best then make it
+content averages out and the mark stays (Dekel, Rubinstein, Liu and Freeman, "On the effectiveness of visible
+watermarks", CVPR 2017, take the median gradient). Here the gradients are bounded first and then averaged, which is as
+robust as a median and also sees a mark that only a part of the images carries; the images that fit the pattern best then make it
 anew. Every image is scored with a pattern made without it, by how far the correlation at the
 right place stands above those at all other shifts.
 
@@ -22,7 +22,7 @@ _SURE = 5.5                                # the same, for what may establish a 
 
 
 def windows(gray):
-    """(4, 2, 192, 192) float16 bounded gradients of a luma image: squeezed whole, centre and two lower corners in pixels.
+    """(4, 2, 192, 192) float16 bounded gradients of a luma image: squeezed whole, centre, two lower corners.
 
     Marks are placed by shares of the picture or by pixels from its middle or corners. None if a side has under 96.
     """
@@ -39,7 +39,7 @@ def windows(gray):
 
 def _bounded(window):
     window = window.astype(np.float32)
-    gradients = np.stack([cv2.Sobel(window, cv2.CV_32F, 1, 0, scale=0.25), cv2.Sobel(window, cv2.CV_32F, 0, 1, scale=0.25)])
+    gradients = np.stack([cv2.Sobel(window, cv2.CV_32F, *axis, scale=0.25) for axis in ((1, 0), (0, 1))])
     strength = np.hypot(gradients[0], gradients[1])
     bounded = gradients / (strength + 6)
     # letterbox edges and frames are alike in many images; a straight line across the window is no mark

@@ -60,7 +60,7 @@ def test_images_that_come_later_are_measured_alone_and_the_result_is_the_same(tm
 def test_shards_of_a_job_array_make_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "PART_ROWS", 8)
     write_images(tmp_path / "in", range(20))
-    store, _ = measured(tmp_path / "in", tmp_path / "whole")
+    measured(tmp_path / "in", tmp_path / "whole")
     made = recipe.load(tmp_path / "in", tmp_path / "parts", [("workers", 1), ("measure.watermarks", False)])
     parts = Store(made.output)
     scan.scan(parts, made)
@@ -98,7 +98,7 @@ def test_hostile_files_go_through_with_a_reason_each(tmp_path):
     (folder / "really.png").write_bytes(good)
     huge = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
     (folder / "huge.png").write_bytes(huge[:16] + (30000).to_bytes(4, "big") * 2 + huge[24:])
-    store, (rows, _) = measured(folder, tmp_path / "work")
+    store, _ = measured(folder, tmp_path / "work")
     errors = dict(zip(store.read("scan")["name"].to_pylist(), store.read("measure")["error"].to_pylist()))
     kinds = {name: (error or "").split(":")[0] for name, error in errors.items()}
     assert kinds == {"0000.jpg": "", "0001.jpg": "", "0002.jpg": "", "empty.jpg": "empty", "page.jpg": "not-an-image",

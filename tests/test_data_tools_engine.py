@@ -77,7 +77,6 @@ def test_workers_that_cannot_start_say_why():
 @pytest.mark.slow
 def test_ray_gives_the_same_and_survives_a_death(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.getcwd()]))
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")       # a busy machine starts it slowly
     pytest.importorskip("ray", reason="ray is an extra")
     from data_tools import ray_engine
     items = [*range(100), ("once", 7), "die", 101]

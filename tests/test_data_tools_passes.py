@@ -3,10 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+from test_data_tools_measure import natural
 
 from data_tools import decide, measuring, niqe, passes, recipe, scan
 from data_tools.store import Store
-from test_data_tools_measure import natural
 
 
 @pytest.fixture(scope="module")
