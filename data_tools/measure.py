@@ -36,8 +36,8 @@ METRICS = {
     "misnamed": (pa.bool_(), "the file name promises another format"),
     "jpeg_quality": (pa.float32(), "libjpeg's quality by the luma quantisation table; null when not a JPEG"),
     "bits_per_pixel": (pa.float32(), "encoded bits per pixel"),
-    "sharpness": (pa.float32(), ("mean |second difference| / mean |first|, less the noise's part, where texture is strongest; "
-                                 "about 2 for a step, 0.8 / sigma for a blurred one")),
+    "sharpness": (pa.float32(), ("mean |second difference| / mean |first|, less the noise's part, where texture is "
+                                 "strongest; about 2 for a step, 0.8 / sigma for a blurred one")),
     "sharpness_2": (pa.float32(), "the same after halving: grain no longer hides a strong blur"),
     "sharpness_4": (pa.float32(), "the same at a quarter"),
     "sharpness_8": (pa.float32(), "the same at an eighth; null for small images"),

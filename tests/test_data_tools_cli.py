@@ -1,4 +1,4 @@
-"""The command line: first use, restarts after kills, additions, mistakes; the same bytes whatever happened on the way."""
+"""The command line: first use, restarts after kills, additions, mistakes; the same bytes whatever happened."""
 
 import hashlib
 import os
@@ -73,18 +73,20 @@ def test_shards_of_a_job_array_make_the_whole(tmp_path, monkeypatch):
 
 def test_a_build_that_is_killed_again_and_again_ends_the_same(tmp_path):
     write_images(tmp_path / "in", range(600), (40, 50))
-    command = [sys.executable, "-m", "data_tools", "measure", str(tmp_path / "in"), "--workers", "1", "--measure.watermarks", "false"]
+    command = [sys.executable, "-m", "data_tools", "measure", str(tmp_path / "in"), "--workers", "1",
+               "--measure.watermarks", "false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "-o", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True, env=environment)
+    options = {"cwd": ROOT, "env": environment}
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True, **options)
     kills = 0
     for pause in (1.0, 2.0, 2.5, 3.0, 3.5):
-        process = subprocess.Popen([*command, "-o", str(tmp_path / "broken")], cwd=ROOT, stderr=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen([*command, "-o", str(tmp_path / "broken")], stderr=subprocess.DEVNULL, **options)
         time.sleep(pause)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-    subprocess.run([*command, "-o", str(tmp_path / "broken")], cwd=ROOT, check=True, capture_output=True, env=environment)
+    subprocess.run([*command, "-o", str(tmp_path / "broken")], check=True, capture_output=True, **options)
     assert kills and digests(tmp_path / "broken") == digests(tmp_path / "whole")
 
 
@@ -181,9 +183,11 @@ def test_bench_prints_recall_by_label(tmp_path, capsys):
     write_images(tmp_path / "images", [2, 5], (300, 400))
     (tmp_path / "images" / "copy.jpg").write_bytes((tmp_path / "images" / "0002.jpg").read_bytes())
     (tmp_path / "images" / "empty.jpg").write_bytes(b"")
-    (tmp_path / "labels.csv").write_text("file,labels,group\nimages/0002.jpg,blurry;duplicate,a\nimages/copy.jpg,blurry;duplicate,a\n"
-                                         "images/0005.jpg,clean,\nimages/empty.jpg,corrupt,\n")
-    assert main(["bench", "--labels", str(tmp_path / "labels.csv"), "--clean", str(tmp_path / "images"), "--workers", "1"]) == 0
+    (tmp_path / "labels.csv").write_text(
+        "file,labels,group\nimages/0002.jpg,blurry;duplicate,a\nimages/copy.jpg,blurry;duplicate,a\n"
+        "images/0005.jpg,clean,\nimages/empty.jpg,corrupt,\n")
+    assert main(["bench", "--labels", str(tmp_path / "labels.csv"), "--clean", str(tmp_path / "images"),
+                 "--workers", "1"]) == 0
     said = capsys.readouterr().out
     lines = {line.split()[0]: line.split()[1:] for line in said.splitlines()}
     assert lines["blurry"] == ["2", "2", "100%", "2", "100%"] == lines["duplicate"]

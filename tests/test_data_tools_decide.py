@@ -68,7 +68,8 @@ def test_mistakes_in_a_thresholds_file_are_named(tmp_path, text, said):
         decide.thresholds(tmp_path / "rules.yaml")
 
 
-@pytest.mark.parametrize("changes, said", [({"blury": False}, "did you mean blurry"), ({"blurry.noise": 3}, "sharpness"),
+@pytest.mark.parametrize("changes, said", [({"blury": False}, "did you mean blurry"),
+                                           ({"blurry.noise": 3}, "sharpness"),
                                            ({"blurry": 0.4}, "expected true or false")])
 def test_mistakes_in_a_recipes_rules_are_named(changes, said):
     with pytest.raises(RestoreError, match=said):
@@ -91,7 +92,8 @@ def test_the_kept_copy_is_the_best_that_passes(tmp_path):
     store.write_part("measure", "part-00000-x.parquet", pa.Table.from_pylist(
         [{"id": i, "sharpness": s, "sharpness_2": 2} for i, s in zip(ids, (0.5, 1.5, 1.4, 1.3))], schema()))
     store.finish("measure", ["part-00000-x.parquet"], 4)
-    join = [{"id": i, "duplicate_group": "a", "best_in_group": "a", "place": k} for k, i in enumerate("abc")] + [{"id": "d"}]
+    join = [{"id": i, "duplicate_group": "a", "best_in_group": "a", "place": k} for k, i in enumerate("abc")]
+    join.append({"id": "d"})
     store.write_part("join", "join.parquet", pa.Table.from_pylist(join, JOIN_SCHEMA))
     store.finish("join", ["join.parquet"], 4)
     recipe = Recipe([Source("x", "x")], thresholds=str(tmp_path / "rules.yaml"))

@@ -87,8 +87,9 @@ def test_bombs_are_refused_from_the_header():
     assert kind_of(saved(picture()), max_megapixels=0.001) == "bomb"
 
 
-@pytest.mark.parametrize("data, kind", [(b"", "empty"), (b"<html>not here</html>", "not-an-image"), (b"\0" * 100, "not-an-image"),
-                                        (b"\xff\xd8\xff", "truncated"), (b"GIF89a", "corrupt"), (b"\x89PNG\r\n\x1a\n", "truncated")])
+@pytest.mark.parametrize("data, kind", [
+    (b"", "empty"), (b"<html>not here</html>", "not-an-image"), (b"\0" * 100, "not-an-image"),
+    (b"\xff\xd8\xff", "truncated"), (b"GIF89a", "corrupt"), (b"\x89PNG\r\n\x1a\n", "truncated")])
 def test_what_is_no_image_says_so(data, kind):
     assert kind_of(data) == kind
 
@@ -125,7 +126,8 @@ def test_orientation_is_applied_as_pillow_applies_it(orientation):
     assert header.orientation == orientation
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))[:, :, ::-1]
-    luma, wanted = (cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY).astype(int) for image in (pixels, expected))
+    luma, wanted = (cv2.cvtColor(np.ascontiguousarray(bgr), cv2.COLOR_BGR2GRAY).astype(int)
+                    for bgr in (pixels, expected))
     assert luma.shape == wanted.shape and np.abs(luma - wanted).mean() < 1     # chroma is upsampled the fast way
     np.testing.assert_array_equal(orient(picture(), 1), picture())
 

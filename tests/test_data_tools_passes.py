@@ -20,10 +20,10 @@ def work(tmp_path_factory):
             if name == "stock":
                 cv2.putText(mark, "stock", (100, 145), 2, 1.6, 255, 2, cv2.LINE_AA)
             pixels += (255 - pixels) * 0.4 * (mark / 255)[:, :, None]
-            cv2.imwrite(str(folder / name / f"{k:02d}.jpg"), pixels.astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])
+            cv2.imwrite(str(folder / name / f"{k:02d}.jpg"), pixels.astype(np.uint8), [1, 95])
     niqe.save(folder / "model.npz", niqe.fit([cv2.cvtColor(natural(k), cv2.COLOR_BGR2GRAY) for k in range(32)]))
-    made = recipe.Recipe([recipe.Source(str(folder / "stock"), "stock"), recipe.Source(str(folder / "own"), "own")], workers=1,
-                         rules={"drawing": False})
+    sources = [recipe.Source(str(folder / name), name) for name in ("stock", "own")]
+    made = recipe.Recipe(sources, workers=1, rules={"drawing": False})
     made.measure.niqe = str(folder / "model.npz")
     store = Store(folder / "work")
     scan.scan(store, made)

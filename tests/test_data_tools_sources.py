@@ -38,7 +38,8 @@ def test_folders_with_sidecars_and_everything_that_holds_images(tmp_path):
     (folder / ".hidden").mkdir()
     (folder / "a.JPG").write_bytes(image(1))
     (folder / "b" / "c.png").write_bytes(image(2))
-    (folder / "b" / "c.json").write_text(json.dumps({"license": "CC0", "url": "http://x/c", "key": 3, "nested": {"no": 1}}))
+    sidecar = {"license": "CC0", "url": "http://x/c", "key": 3, "nested": {"no": 1}}
+    (folder / "b" / "c.json").write_text(json.dumps(sidecar))
     (folder / "b" / "c.txt").write_text("a caption\n")
     (folder / ".hidden" / "d.jpg").write_bytes(image(3))
     (folder / "notes.md").write_text("no image")
@@ -81,7 +82,8 @@ def test_path_tricks_are_harmless(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     rows = listed(tmp_path / "t.tar", tmp_path)
     names = [row["name"].split("!")[1] for row in rows]
-    assert names[:6] == ["escape.jpg", "etc/absolute.jpg", "C_/windows/x.jpg", "same.jpg", "same.jpg~2", "new_line_.jpg"]
+    assert names[:6] == ["escape.jpg", "etc/absolute.jpg", "C_/windows/x.jpg", "same.jpg", "same.jpg~2",
+                         "new_line_.jpg"]
     assert len(names) == 7 and len(names[6]) <= 200
     assert list(contents(rows).values()) == [image(k) for k in range(1, 8)]
     assert sorted(tmp_path.rglob("*")) == before and not (tmp_path.parent / "escape.jpg").exists()
@@ -119,7 +121,8 @@ def test_damaged_archives_give_what_is_before_the_damage(tmp_path):
 
 
 def test_parquet_and_saved_datasets(tmp_path):
-    table = pa.table({"image": [{"bytes": image(k), "path": None} for k in range(5)], "license": ["a", "b", None, "d", "e"],
+    table = pa.table({"image": [{"bytes": image(k), "path": None} for k in range(5)],
+                      "license": ["a", "b", None, "d", "e"],
                       "file_name": [f"n{k}.jpg" for k in range(5)]})
     pq.write_table(table, tmp_path / "p.parquet", row_group_size=2)
     rows = listed(tmp_path / "p.parquet", tmp_path)
@@ -220,29 +223,35 @@ SETTINGS = Download(concurrency=6, per_host=3, retries=3, backoff=0.01, timeout=
 
 
 def test_url_lists_are_fetched_politely_and_only_once(tmp_path, server):
-    names = ["0.jpg", "1.jpg", "missing.jpg", "flaky.jpg", "noai.jpg", "others.jpg", "large.jpg", "moved.jpg", "trap.jpg", "short.jpg"]
-    lines = [f"{server}/{name},CC-BY {k}" for k, name in enumerate(names)] + ["file:///etc/passwd,x", "ftp://127.0.0.1/x.jpg,x", "nonsense,x"]
+    names = ["0.jpg", "1.jpg", "missing.jpg", "flaky.jpg", "noai.jpg", "others.jpg", "large.jpg", "moved.jpg",
+             "trap.jpg", "short.jpg"]
+    lines = [f"{server}/{name},CC-BY {k}" for k, name in enumerate(names)]
+    lines += ["file:///etc/passwd,x", "ftp://127.0.0.1/x.jpg,x", "nonsense,x"]
     (tmp_path / "list.csv").write_text("url,license\n" + "\n".join(lines) + "\n")
     rows = listed(tmp_path / "list.csv", tmp_path, settings=SETTINGS)
     errors = {row["url"].rsplit("/", 1)[-1]: row["error"] for row in rows}
-    assert [name for name in names if errors[name] is None] == ["0.jpg", "1.jpg", "flaky.jpg", "others.jpg", "moved.jpg"]
+    good = [name for name in names if errors[name] is None]
+    assert good == ["0.jpg", "1.jpg", "flaky.jpg", "others.jpg", "moved.jpg"]
     assert "404" in errors["missing.jpg"] and errors["noai.jpg"] == "opt-out: the server says noai"
-    assert "limit of 1 MB" in errors["large.jpg"] and "not allowed" in errors["trap.jpg"] and "ended early" in errors["short.jpg"]
+    assert "limit of 1 MB" in errors["large.jpg"] and "not allowed" in errors["trap.jpg"]
+    assert "ended early" in errors["short.jpg"]
     assert all("not an http" in row["error"] for row in rows[10:])
     assert list(contents(rows).values()) == [image(0), image(1), image(9), image(9), image(0)]
-    assert [row["licence"] for row in rows[:3]] == ["CC-BY 0", "CC-BY 1", "CC-BY 2"] and rows[0]["url"] == f"{server}/0.jpg"
+    assert [row["licence"] for row in rows[:3]] == ["CC-BY 0", "CC-BY 1", "CC-BY 2"]
+    assert rows[0]["url"] == f"{server}/0.jpg"
     assert rows[0]["group"] == "s/127.0.0.1" and Handler.most <= 3
     assert Handler.asked["/flaky.jpg"] == 3 and Handler.asked["/missing.jpg"] == 1 and Handler.asked["/short.jpg"] == 4
     asked = dict(Handler.asked)
     assert listed(tmp_path / "list.csv", tmp_path, settings=SETTINGS) == rows and Handler.asked == asked
     shards = sorted((tmp_path / "work" / "download" / "s").glob("*.tar"))
     shards[1].unlink()                                    # as if killed before it was committed
-    assert [row["error"] for row in listed(tmp_path / "list.csv", tmp_path, settings=SETTINGS)] == [row["error"] for row in rows]
+    again = listed(tmp_path / "list.csv", tmp_path, settings=SETTINGS)
+    assert [row["error"] for row in again] == [row["error"] for row in rows]
     assert Handler.asked["/1.jpg"] == asked["/1.jpg"] and Handler.asked["/noai.jpg"] == asked["/noai.jpg"] + 1
 
 
-@pytest.mark.parametrize("header, refused", [("noai", "noai"), ("NoImageAI", "noimageai"), ("all", None), ("max-snippet: 10", None),
-                                             ("otherbot: noai", None), ("anydepth-data-tools: noindex", "noindex"),
-                                             ("unavailable_after: 25 Jun 2030, noindex", "noindex")])
+@pytest.mark.parametrize("header, refused", [
+    ("noai", "noai"), ("NoImageAI", "noimageai"), ("all", None), ("max-snippet: 10", None), ("otherbot: noai", None),
+    ("anydepth-data-tools: noindex", "noindex"), ("unavailable_after: 25 Jun 2030, noindex", "noindex")])
 def test_opt_out_headers(header, refused):
     assert download.opted_out([header], Download()) == refused
