@@ -1,7 +1,8 @@
 """How fast a network runs beside what the machine can do: its matrix products and its memory, measured in the same run.
 
 Everything that is compared is timed in turn, round by round, so that what else the machine does falls on all alike, and
-the best round counts. On a CPU with one thread the clock is the processor's time, which other work hardly disturbs.
+the best round counts. On a CPU with one thread the clock is the processor time of the process, with any thread that a
+runtime starts: other work hardly disturbs it.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class Clock:
     def __init__(self, device):
         self.device = torch.device(device)
         alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        self.now = time.thread_time if alone else time.perf_counter
+        self.now = time.process_time if alone else time.perf_counter
         self.what = "processor time" if alone else "wall time"
 
     def __call__(self, function):

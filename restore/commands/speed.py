@@ -23,6 +23,8 @@ def add_arguments(parser):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the processor (default: what PyTorch takes)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is timed (default: %(default)s)")
+    parser.add_argument("--runtime", action="append", default=[], metavar="R", choices=("onnxruntime", "openvino"),
+                        help="time onnxruntime or openvino beside it; may be given twice")
     parser.add_argument("--plain", action="store_true", help="time the plain float32 forward beside it")
     parser.add_argument("--against", metavar="FILE.py:NAME", help="another implementation to time beside it")
     parser.add_argument("--release-memory", action="store_true",
@@ -68,6 +70,9 @@ def _measure(label, restorer, other, image, clock, args, speed):
     sides = {"restore": lambda: restorer.restore(image)}
     if args.plain:
         sides["plain"] = lambda: restorer.model(batch, restorer.depth)
+    for name in args.runtime:
+        elsewhere = restorer.on(name)
+        sides[name] = lambda elsewhere=elsewhere: elsewhere.restore(image)
     if other:
         sides["against"] = lambda: other(batch, restorer.depth)
     rates = (lambda: speed.matrix_rate(clock, args.precision), lambda: speed.matrix_rate(clock),
@@ -82,7 +87,7 @@ def _measure(label, restorer, other, image, clock, args, speed):
         rate = 2 * macs / timing.seconds
         rows.append({"depth": label, "repeats": format_depth(restorer.depth) or None, "side": name, "macs": macs,
                      "seconds": timing.seconds, "flops": rate, "matrix_rate": matrix, "matrix_rate_fp32": matrix32,
-                     "of_matrix_rate": rate / (matrix if name == "restore" else matrix32), "copy_rate": copy,
+                     "of_matrix_rate": rate / (matrix32 if name in ("plain", "against") else matrix), "copy_rate": copy,
                      "of_copy_rate": moved / timing.seconds / copy if name == "restore" else None, "peak": timing.peak,
                      "speedup": timing.seconds / timings["restore"].seconds})
     return rows
