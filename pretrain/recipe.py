@@ -28,6 +28,7 @@ class Data:
 
     source: a folder of images, of tar or of parquet shards; a shard; or a Hugging Face dataset (folder or name on the
         Hub).
+    split: of a dataset, and the subfolder of that name in a folder of shards.
     crop: side of the training crops in pixels; smaller images are mirrored up to it.
     cache_mb: decoded images that each worker keeps, in megabytes; it changes the speed alone.
     on_device: keep the decoded images on the GPU and crop and degrade them there (workers: 0); JPEG is still made on

@@ -249,19 +249,30 @@ def open_corpus(source, kind="auto", column="image", split="train", streaming=Fa
 
     kind: ``folder`` (of images), ``tar`` or ``parquet`` (a file, or a folder of shards), ``dataset`` (Hugging Face: a
         folder of ``save_to_disk``, or a name on the Hub), or ``auto``, which looks at what is there.
-    column: the image column of parquet shards and datasets. split, streaming: for datasets.
+    column: the image column of parquet shards and datasets. streaming: for datasets.
+    split: of a dataset; of shards and of what ``data_tools`` exports the subfolder of that name, where there is one.
     Raises RestoreError if nothing usable is there.
     """
-    path = Path(source)
+    path = _exported(Path(source), split)
     kind = _kind(path) if kind == "auto" else kind
     if kind == "folder":
         return Folder(path)
     if kind in ("tar", "parquet"):
+        path = path / split if (path / split).is_dir() else path            # never train on val
         shards = [path] if path.is_file() else sorted(path.rglob(f"*.{kind}"))
         if not shards:
             raise RestoreError(f"{source}: no .{kind} files in it")
         return Tar(source, shards) if kind == "tar" else Parquet(source, shards, column)
     return _open_dataset(source, column, split, streaming)
+
+
+def _exported(path, split):
+    """Of an export folder of ``data_tools`` (webdataset/, parquet/, files/, manifest.json) one of its equal formats."""
+    if (path / "manifest.json").is_file():
+        for form in ("webdataset", "parquet", "files"):
+            if (path / form / split).is_dir():
+                return path / form / split
+    return path
 
 
 def _kind(path):

@@ -190,6 +190,18 @@ def test_tar_shards(tmp_path):
     assert numbers_of(open_corpus(tmp_path / "a-001.tar")) == [5, 6, 7]
 
 
+def test_of_an_export_only_the_split_is_read(tmp_path):
+    for split, numbers in (("train", range(3)), ("val", range(3, 5))):
+        for form in ("webdataset", "files"):
+            (tmp_path / form / split).mkdir(parents=True)
+        write_tar(tmp_path / "webdataset" / split / "00000.tar", numbers)
+        (tmp_path / "files" / split / "x.png").write_bytes(png(image_of(7)))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert numbers_of(open_corpus(tmp_path)) == numbers_of(open_corpus(tmp_path / "webdataset")) == [0, 1, 2]
+    assert numbers_of(open_corpus(tmp_path, split="val")) == [3, 4]
+    assert numbers_of(open_corpus(tmp_path / "files" / "train")) == [7]
+
+
 def test_torn_tar_is_refused_by_name(tmp_path):
     write_tar(tmp_path / "a.tar", range(5))
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:3000])
