@@ -82,7 +82,7 @@ def _read(item, image_set, protocol):
 
 
 def _note(item, image_set, clean):
-    if clean is None or image_set.kind != "clean":
+    if clean is None or image_set.kind != "clean" or image_set.count is None:
         return ""
     if np.array_equal(clean[..., 0], clean[..., 1]) and np.array_equal(clean[..., 0], clean[..., 2]):
         return f"{item.name}: gray, scored as RGB of equal channels"

@@ -26,13 +26,17 @@ class Item:
 
 @dataclass
 class Located:
-    """A set as found: ``items`` in order of name; ``problems`` are lines for a reader, empty where all is well."""
+    """A set as found: ``items`` in order of name; ``problems`` are lines for a reader, empty where all is well.
+
+    ``renamed``: some files have names that the published set does not have. ``broken``: some lack a partner or share a name.
+    """
 
     set: object
     folder: Path
     items: list
     problems: list = field(default_factory=list)
     renamed: bool = False
+    broken: bool = False
 
     @property
     def complete(self):
@@ -93,11 +97,8 @@ def check(located, sizes=True):
     """Lines that say how a located set differs from the complete one: names, sizes, gray and unreadable files."""
     lines = list(located.problems)
     expected, there = set(located.set.names), {item.name for item in located.items}
-    if expected and not located.renamed:
+    if expected:
         lines += _few("missing", sorted(expected - there), "")
-    if located.renamed:
-        lines += _few("not a name of this set", sorted(there - expected), ", renamed or from elsewhere: noise that is "
-                      "seeded by name or by order differs from the published")
     if sizes:
         lines += _headers(located)
     return lines
@@ -143,7 +144,7 @@ def _open(image_set, folder):
     except RestoreError:
         return None
     items = sorted((Item(pair.name, pair.degraded, pair.clean) for pair in pairs.pairs), key=lambda item: item.name)
-    return _finish(image_set, folder, items, pairs.problems())
+    return _finish(image_set, folder, items, pairs.problems(), bool(pairs.missing or pairs.duplicates))
 
 
 def _open_images(image_set, folder):
@@ -157,13 +158,15 @@ def _open_images(image_set, folder):
             by_name[path.stem] = path
     items = [Item(name, None, path) if image_set.kind == "clean" else Item(name, path, None)
              for name, path in sorted(by_name.items())]
-    return _finish(image_set, folder, items, problems) if items else None
+    return _finish(image_set, folder, items, problems, bool(problems)) if items else None
 
 
-def _finish(image_set, folder, items, problems):
+def _finish(image_set, folder, items, problems, broken):
     expected = set(image_set.names)
     strangers = [item.name for item in items if item.name not in expected] if expected else []
-    return Located(image_set, folder, items, problems, renamed=bool(strangers))
+    problems += _few("not a name of this set", strangers, ", renamed or from elsewhere: noise that is seeded by name or by "
+                     "order differs from the published")
+    return Located(image_set, folder, items, problems, renamed=bool(strangers), broken=broken)
 
 
 def _folders(root):

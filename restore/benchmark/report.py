@@ -98,7 +98,7 @@ def _sets(summary):
     rows = [[e["title"], e["label"], e["scored"], page.number(e["expected"], "d", missing="-"),
              page.Html(f"<code>{e['inputs_crc32']}</code>") if e["scored"] else "-", "" if e["scored"] else e["published"]]
             for e in summary["entries"]]
-    lines = [f"{e['title']}: {line}" for e in summary["entries"] for line in (*e["errors"], *e["notes"], *e["problems"])]
+    lines = tables.entry_lines(summary)
     return [page.heading("Sets"), page.table(["set", "state", "scored", "of", "inputs crc32", "published at"], rows),
             page.tag("ul", [page.tag("li", line) for line in lines]) if lines else None]
 

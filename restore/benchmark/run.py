@@ -65,7 +65,9 @@ class Results:
 
     @property
     def ok(self):
-        return not self.failed and not any(e.errors for e in self.entries) and any(e.images for e in self.entries)
+        """Whether every image of every set that is here was scored and is what its set publishes."""
+        bad = any(e.errors or e.notes or (e.located and (e.located.renamed or e.located.broken)) for e in self.entries)
+        return not self.failed and not bad and any(e.images for e in self.entries)
 
 
 def run(suite, located, competitors, cache, first=None, crops=10, progress=None):

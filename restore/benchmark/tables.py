@@ -117,8 +117,15 @@ def _sets(summary):
     head = ["set", "state", "scored", "of", "inputs crc32", "published at"]
     rows = [[e["title"], e["label"], e["scored"], "-" if e["expected"] is None else e["expected"],
              e["inputs_crc32"] if e["scored"] else "-", "" if e["scored"] else e["published"]] for e in summary["entries"]]
-    lines = [f"- {e['title']}: {line}" for e in summary["entries"] for line in (*e["errors"], *e["notes"], *e["problems"])]
+    lines = [f"- {line}" for line in entry_lines(summary)]
     return table(head, rows) + ("\n\n" + "\n".join(lines) if lines else "")
+
+
+def entry_lines(summary):
+    """What is wrong with the sets, each thing once however many noise levels a set has."""
+    sets = {e["key"]: e["title"].split(" \u03c3=")[0] for e in summary["entries"]}
+    return list(dict.fromkeys(f"{sets[e['key']]}: {line}" for e in summary["entries"]
+                              for line in (*e["errors"], *e["notes"], *e["problems"])))
 
 
 def _results(summary):

@@ -7,6 +7,7 @@
   restore bench check DIR                                  (which sets lie there, complete or not)
 
 SUITE is 3task, 5task, denoise, derain, dehaze, real-noise, real, a single set such as rain100l, or your own YAML file.
+The exit status is 1 if an image or a model failed, or if a file is not what its set publishes; the rest is scored.
 OUT gets report.md, report.tex, report.json, report.html, results.csv and results.parquet.
 """
 
