@@ -145,6 +145,8 @@ def load(path, output=None, overrides=()):
         if isinstance(source, dict) and isinstance(source.get("path"), str):
             source["path"] = _resolve(base, source["path"], source.get("kind"))
             source["name"] = str(source.get("name") or _name(source["path"]))
+    if isinstance(values.get("rules"), dict):              # rules.blurry.sharpness may come nested or dotted
+        values["rules"] = recipes.flatten(values["rules"])
     made = recipes.from_dict(Recipe, values)
     made.output = str(output) if output else (
         _resolve(base, made.output) if made.output else str(base / f"{_name(str(path))}-build"))

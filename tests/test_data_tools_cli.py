@@ -174,7 +174,8 @@ def test_recipes_are_checked_key_by_key(tmp_path):
     with pytest.raises(RestoreError, match="two are named 'photos'"):
         recipe.load(path)
     path.write_text("sources: [{path: photos, name: a}]\nthresholds: t.yaml\njoin: {benchmarks: [test]}\n")
-    made = recipe.load(path)
+    made = recipe.load(path, overrides=[("rules.blurry.sharpness", 0.8), ("rules.noisy", False)])
+    assert made.rules == {"blurry.sharpness": 0.8, "noisy": False}
     assert made.sources[0].path == str(tmp_path / "photos") and made.thresholds == str(tmp_path / "t.yaml")
     assert made.join.benchmarks == [str(tmp_path / "test")] and made.output == str(tmp_path / "r-build")
 
