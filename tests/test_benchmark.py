@@ -459,6 +459,25 @@ def test_paired_comparison_counts_and_narrows():
     assert (lower["wins"], lower["losses"]) == (made["losses"], made["wins"])
 
 
+def test_charts_hold_their_points_and_read_as_xml():
+    from xml.etree import ElementTree
+
+    from restore.benchmark import curves
+    points = [curves.Point(3.0, 30.0, "a@small", "a"), curves.Point(9.0, 31.0, "a & b", "a"),
+              curves.Point(90.0, 31.5, "else (2)", "p", hollow=True)]
+    for drawn, dots in ((curves.quality_against_cost(points, "t < u", "PSNR"), 3),
+                        (curves.quality_against_cost(points[:1], "one point", "PSNR"), 1),
+                        (curves.scatter([1, 2, 3], [2, 2, 2], ["x", "y", "z"], ("a", "b"), "scatter"), 3)):
+        tree = ElementTree.fromstring(drawn)
+        circles = tree.findall(".//{*}circle")
+        assert len(circles) == dots
+        assert all(curves.LEFT <= float(c.get("cx")) <= curves.WIDTH and 0 <= float(c.get("cy")) <= curves.HEIGHT
+                   for c in circles)
+    heights = [float(c.get("cy")) for c in ElementTree.fromstring(curves.quality_against_cost(points, "", "")).iter() if c.get("cy")]
+    assert heights == sorted(heights, reverse=True)             # better is higher up
+    assert curves.quality_against_cost([curves.Point(0, 30.0, "no cost")], "", "") == ""
+
+
 def test_published_numbers_are_compared_only_where_they_may_be(data):
     text = SUITE.replace("wet:", "rain100l:").replace("set: wet", "set: rain100l").replace("seeded", "lineage")
     (data / "suite.yaml").write_text(text)

@@ -69,6 +69,7 @@ class _Axis:
         else:
             margin = (high - low) * 0.08 or abs(high) * 0.01 or 1.0
             low, high = low - margin, high + margin
+        if not logarithmic or len(self.ticks) < 2:
             step = _round_step((high - low) / 5)
             self.ticks = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
         self.low, self.high = low, high
