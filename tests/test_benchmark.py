@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import zlib
@@ -502,7 +503,7 @@ def test_networks_that_spandrel_loads(data):
     torch.manual_seed(0)
     sizes = [3, *[8] * 19, 3]                                # DnCNN without normalisation: keys model.0, model.2, ...
     state = {}
-    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:])):
+    for i, (inner, outer) in enumerate(itertools.pairwise(sizes)):
         state |= {f"model.{2 * i}.weight": torch.randn(outer, inner, 3, 3) * 0.01, f"model.{2 * i}.bias": torch.zeros(outer)}
     torch.save(state, data / "dncnn.pth")
     results = run_suite(data, [str(data / "dncnn.pth")], only=["wet"])
