@@ -115,7 +115,7 @@ def _files(source, store, settings):
         elif os.path.splitext(lower)[1] in SUFFIXES:
             clean = sanitise(relative)
             if clean != relative:          # two hostile names must not become one
-                clean = f"{clean}~{make_id('', relative)[:8]}"
+                clean = _marked(clean, make_id("", relative)[:8])
             read = {suffix: _read_text(sidecar) for suffix, sidecar in stems.get(os.path.splitext(path)[0], {}).items()}
             yield {"name": clean, "locator": locator("file", "", path), "bytes": size, "stamp": stamp,
                    **_sidecar(read.get(".json"), read.get(".txt"))}
@@ -176,9 +176,14 @@ def _relative(path, base):
 
 
 def _unique(name, seen):
-    """Members of one archive may repeat a name: the second becomes ``name~2``."""
+    """Members of one archive may repeat a name: the second ``x.jpg`` becomes ``x~2.jpg``."""
     seen[name] = seen.get(name, 0) + 1
-    return name if seen[name] == 1 else _unique(f"{name}~{seen[name]}", seen)
+    return name if seen[name] == 1 else _unique(_marked(name, seen[name]), seen)
+
+
+def _marked(name, mark):
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}~{mark}{suffix}"
 
 
 def _is_image(name):
