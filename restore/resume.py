@@ -98,12 +98,16 @@ class RunFolder:
             if not _is_writing(error):
                 raise
             shutil.rmtree(partial, ignore_errors=True)
-            last = max((s for s in self.steps() if s != step), default=None)
-            kept = f"the checkpoint of step {last} is whole; continue from it with --resume" if last is not None else \
-                "there is no earlier checkpoint"
+            kept = self.what_is_kept(step)
             raise RestoreError(f"{final}: the checkpoint could not be written ({error}); {kept}") from None
         for old in self.steps()[:-keep]:
             shutil.rmtree(self.checkpoints / f"step-{old:08d}")
+
+    def what_is_kept(self, failed=None):
+        """In words, for an error: the last checkpoint but that of the step which ``failed``."""
+        steps = [step for step in self.steps() if step != failed]
+        return f"the checkpoint of step {steps[-1]} is whole; continue from it with --resume" if steps else \
+            "there is no checkpoint yet"
 
     def clear_partial(self):
         """Remove what a killed run left half written."""

@@ -6,6 +6,7 @@ needs, and a resumed run ends with the same bits as an unbroken one.
 """
 
 import contextlib
+import errno
 import importlib.util
 import math
 import time
@@ -79,7 +80,13 @@ def train(model, samples, recipe, out, *, resume=False, validation=(), head=None
 
     Raises RestoreError: the run exists, the recipe changed, the loss is not finite for too long, the disk is full.
     """
-    return _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, provenance).run()
+    run = _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, provenance)
+    try:
+        return run.run()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RestoreError(f"{out}: {error.strerror}; {run.folder.what_is_kept()}") from None
 
 
 class _Run:

@@ -1,5 +1,6 @@
 """Exact resume: killed with SIGKILL anywhere and gone on with, a run ends with the bits of an unbroken one."""
 
+import errno
 import json
 import os
 import random
@@ -248,6 +249,21 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(recipe, unbrok
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-00000004"}
     run(recipe, out, resume=True)
     assert_same_end(out, unbroken)
+
+
+@pytest.mark.parametrize("where", ["restore.checkpoint.save", "restore.resume.RunFolder.log"])
+def test_a_full_disk_outside_of_checkpoints_is_told_too(recipe, unbroken, tmp_path, monkeypatch, where):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    shutil.copytree(unbroken, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}")
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        with pytest.raises(RestoreError, match="No space left on device; the checkpoint of step 1.* is whole"):
+            run(recipe, tmp_path / "run", resume=True)
+    run(recipe, tmp_path / "run", resume=True)
+    assert_same_end(tmp_path / "run", unbroken)
 
 
 def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path):
