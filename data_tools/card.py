@@ -58,14 +58,14 @@ def card(store, recipe, total):
     parts = [
         _front_matter(settings, total),
         "# Clean images for restoration",
-        f"{total['samples']} samples, {total['image_bytes'] / 1e6:.1f} MB of encoded images. {what} Built by AnyDepth "
-        f"{__version__} (`python -m data_tools`) out of {counts.rows} images, of which {counts.kept} were kept.",
+        (f"{total['samples']} samples, {total['image_bytes'] / 1e6:.1f} MB of encoded images. {what} Built by AnyDepth "
+         f"{__version__} (`python -m data_tools`) out of {counts.rows} images, of which {counts.kept} were kept."),
         samples,
-        f"An image belongs to val when a hash of its group's name and the seed {settings.seed} falls below "
-        f"{settings.val_fraction:g}: groups are never divided.",
+        (f"An image belongs to val when a hash of its group's name and the seed {settings.seed} falls below "
+         f"{settings.val_fraction:g}: groups are never divided."),
         "## Sources and licences", sources, licences,
-        "The licence of every image, and its address where known, stand beside it. This card states what the sources "
-        "stated; it grants nothing.",
+        ("The licence of every image, and its address where known, stand beside it. This card states what the sources "
+         "stated; it grants nothing."),
         "## Why images were left out", rules, f"Flagged, not rejected: {flagged}." if flagged else None,
         *_joined(store, recipe),
         "### Thresholds", f"```yaml\n{store.path('decide', 'thresholds.yaml').read_text().rstrip()}\n```",
@@ -80,13 +80,13 @@ def _joined(store, recipe):
     if not found:
         return ["Duplicates and copies of test images were not looked for."]
     turned = " in any mirrored or turned version" if recipe.join.mirrored else ""
-    said = [f"Near duplicates differ in at most {recipe.join.near_distance} of the 256 bits of their PDQ hashes{turned}; "
-            f"{found['groups']} groups were found."]
+    near = (f"Near duplicates differ in at most {recipe.join.near_distance} of the 256 bits of their PDQ hashes{turned}; "
+            f"{found['groups']} groups were found.")
     if not recipe.join.benchmarks:
-        return [*said, "No test set was given to keep out."]
+        return [near, "No test set was given to keep out."]
     names = ", ".join(path.rstrip("/").rsplit("/", 1)[-1] for path in recipe.join.benchmarks)
-    return [*said, f"Copies of {found['test_images']} test images were looked for ({names}); {found['contaminated']} were "
-                   "found."]
+    count = found["contaminated"]
+    return [near, f"Copies of {found['test_images']} test images were looked for ({names}); {count} were found."]
 
 
 def _front_matter(settings, total):

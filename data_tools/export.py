@@ -1,4 +1,4 @@
-"""The export stage: what was kept, as shards of bounded size, split into train and val, with everything that is known of it.
+"""The export stage: what was kept, as shards of bounded size, split into train and val, with all that is known of it.
 
     export/webdataset/train/00000.tar    KEY.jpg beside KEY.json
     export/parquet/train/00000.parquet   for ``datasets.load_dataset`` and ``pretrain``
@@ -6,9 +6,10 @@
     export/shards/train-00000.json       what is in that shard: written after it, so a shard with it is whole
     export/manifest.json, README.md      written last
 
-Which rows go into which shard follows from the tables alone. Shards are therefore written by several processes, a run that was
-killed writes only the missing ones, and the bytes are those of an unbroken run. Whether an image belongs to val follows
-from its group's name and the seed: images of one group stay together, and do not change sides when others are added.
+Which rows go into which shard follows from the tables alone. Shards are therefore written by several processes, a run that
+was killed writes only the missing ones, and the bytes are those of an unbroken run. Whether an image belongs to val
+follows from its group's name and the seed: images of one group stay together, and do not change sides when others are
+added.
 """
 
 import contextlib
@@ -37,12 +38,13 @@ _SUFFIX = {"JPEG": "jpg", "TIFF": "tif"}   # others: the format in lower case
 def export(store, recipe):
     """Write the kept images by ``recipe.export``; returns a line that says what was written."""
     settings = recipe.export
-    if settings.content not in ("original", "crops", "patches") or not set(settings.formats) <= set(WRITERS) or not settings.formats:
+    if settings.content not in ("original", "crops", "patches") or not settings.formats \
+            or not set(settings.formats) <= set(WRITERS):
         raise RestoreError(f"export: content is one of original, crops, patches, and formats some of {', '.join(WRITERS)}")
     if settings.shard_mb <= 0 or settings.patch_size < 8 or settings.patches_per_image < 1 or \
             not 0 <= settings.patch_overlap < 1 or not 0 <= settings.val_fraction <= 1:
-        raise RestoreError("export: expected shard_mb > 0, patch_size >= 8, patches_per_image >= 1, 0 <= patch_overlap < 1 and "
-                           "0 <= val_fraction <= 1")
+        raise RestoreError("export: expected shard_mb > 0, patch_size >= 8, patches_per_image >= 1, 0 <= patch_overlap < 1 "
+                           "and 0 <= val_fraction <= 1")
     store.require("decide")
     folder = store.path("export")
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,7 @@ def _write(store, recipe, folder, todo, done, total):
         results = map(shard_writer(**arguments), items)
     elif recipe.engine == "ray":
         from .ray_engine import run
-        results = run("data_tools.export:shard_writer", arguments, items, recipe.workers, 86400.0)
+        results = run("data_tools.export:shard_writer", arguments, items, recipe.workers, 86400.0, 64, 1)
     else:
         workers = min(len(todo), recipe.workers or len(os.sched_getaffinity(0)))
         results = engine.run("data_tools.export:shard_writer", arguments, items, workers, 86400.0, 4 * workers, 1)
@@ -157,7 +159,7 @@ def _write(store, recipe, folder, todo, done, total):
 
 
 def shard_writer(folder, settings, max_mb, max_megapixels):
-    """What a worker runs: a function that writes one shard of the plan, and returns how many rows that were, or an error."""
+    """What a worker runs: a function that writes a shard of the plan, and returns how many rows that were, or an error."""
     from .recipe import Export
     settings = Export(**settings)
 
@@ -185,7 +187,8 @@ def _write_shard(folder, shard, settings, limit, max_megapixels):
             try:
                 samples = _samples(row, settings, limit, max_megapixels)
             except ImageError as error:
-                described["skipped"].append({"id": row["id"], "name": f"{row['source']}/{row['name']}", "reason": str(error)})
+                name_ = f"{row['source']}/{row['name']}"
+                described["skipped"].append({"id": row["id"], "name": name_, "reason": str(error)})
                 continue
             for sample in samples:
                 for writer, _ in writers.values():
@@ -209,7 +212,8 @@ def _samples(row, settings, limit, max_megapixels):
     if settings.content == "original":
         return [{**fields, "key": row["id"], "image": data, "suffix": row["suffix"]}]
     side = settings.patch_size
-    return [{**fields, "key": f"{row['id']}_{k}", "image": image, "suffix": suffix, "x": x, "y": y, "width": side, "height": side}
+    fields |= {"width": side, "height": side}
+    return [{**fields, "key": f"{row['id']}_{k}", "image": image, "suffix": suffix, "x": x, "y": y}
             for k, (image, suffix, x, y) in enumerate(patches.cut(data, settings, max_megapixels))]
 
 

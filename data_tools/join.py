@@ -32,8 +32,9 @@ def join(store, recipe):
     """Write the ``join`` table; returns a line that says what was found. Nothing is done when nothing has changed."""
     measured = store.require("measure")
     tests = references(recipe.join.benchmarks)
-    key = hashlib.sha256(json.dumps([VERSION, decontaminate.VERSION, measured["parts"], measured["key"], recipe.join.near_distance,
-                                     recipe.join.mirrored, tests]).encode()).hexdigest()[:12]
+    made_from = [VERSION, decontaminate.VERSION, measured["parts"], measured["key"], recipe.join.near_distance,
+                 recipe.join.mirrored, tests]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     known = store.manifest("join")
     if known is not None and known["key"] == key:
         return _summary(known)
@@ -46,7 +47,8 @@ def join(store, recipe):
     result = _table(store, table["id"], best, place, how, shown)
     store.write_part("join", "join.parquet", result)
     counts = {"groups": int(((place == 0) & (best >= 0)).sum()), "exact": int((how[:, 1] < 0).sum()),
-              "near": int((how[:, 0] >= 0).sum() - (how[:, 1] < 0).sum()), "contaminated": result.num_rows - result["contaminated_by"].null_count,
+              "near": int((how[:, 0] >= 0).sum() - (how[:, 1] < 0).sum()),
+              "contaminated": result.num_rows - result["contaminated_by"].null_count,
               "test_images": sum(len(files) for _, _, files in tests)}
     store.finish("join", ["join.parquet"], result.num_rows, key, **counts)
     return _summary(counts)
@@ -72,7 +74,7 @@ def group(table, distance=31, turned=True):
     count = table.num_rows
     best, place = np.full(count, -1), np.full(count, -1, np.int32)
     how = np.tile(np.array([-1, 0], np.int16), (count, 1))
-    usable = np.flatnonzero(pc.is_null(table["error"]).to_numpy() & pc.is_valid(table["sha256"]).to_numpy()) if count else []
+    usable = np.flatnonzero(pc.and_(pc.is_null(table["error"]), pc.is_valid(table["sha256"])).to_numpy()) if count else []
     if not len(usable):
         return best, place, how
     order = usable[_preference(table.take(pa.array(usable)))]          # rows, the preferred first
@@ -143,7 +145,8 @@ def _table(store, ids, best, place, how, shown):
     for row, match in (shown or {}).items():
         name, significance, share, turned = match
         contaminated[row] = name
-        line = f"shows {round(100 * share)} % of test image {name}{', ' + turned if turned else ''} ({significance:.1f} sigma)"
+        how_ = f", {turned}" if turned else ""
+        line = f"shows {round(100 * share)} % of test image {name}{how_} ({significance:.1f} sigma)"
         reasons[row] = f"{reasons[row]}; {line}" if reasons[row] else line
     group_ids = pa.array(best_ids.tolist(), pa.string())
     return pa.table({"id": ids, "duplicate_group": group_ids, "best_in_group": group_ids,
@@ -183,7 +186,8 @@ def _contamination(store, recipe, tests):
     if "descriptor" not in store.columns("measure"):
         raise RestoreError(f"{store.folder}: measured by a version that could not recognise test images. Run: python -m "
                            "data_tools measure RECIPE")
-    key = hashlib.sha256(json.dumps([VERSION, decontaminate.VERSION, recipe.join.mirrored, tests]).encode()).hexdigest()[:12]
+    made_from = [VERSION, decontaminate.VERSION, recipe.join.mirrored, tests]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     folder = store.path("join", f"test-images-{key}")
     parts, done = store.require("measure")["parts"], {}
     todo = [name for name in parts if not (folder / name).exists()]

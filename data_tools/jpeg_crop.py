@@ -1,7 +1,8 @@
 """Cropping a JPEG without decoding it: its coefficients are copied, block by block, through libjpeg-turbo's transformer.
 
-The library is the system's (``apt-get install libturbojpeg0``, ``brew install jpeg-turbo``), versions 2 and 3, called through
-ctypes: no Python package offers the call for both. Without it :func:`available` is False and the exporter writes PNG.
+The library is the system's (``apt-get install libturbojpeg0``, ``brew install jpeg-turbo``), versions 2 and 3, called
+through ctypes: no Python package offers the call for both. Without it :func:`available` is False and the exporter writes
+PNG.
 """
 
 import ctypes

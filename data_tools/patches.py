@@ -84,7 +84,7 @@ def _pixels(data, header, max_megapixels):
     """8-bit pixels, upright; JPEG with smooth chroma, as training reads it, where measuring takes the quick way."""
     if header.format != "JPEG" or header.width * header.height > max_megapixels * 1e6:
         return decode(data, max_megapixels)[1]
-    from restore.image import read_rgb8    # brings torch, so only when it is needed
+    from restore.image import read_rgb8  # brings torch, so only when it is needed
     return np.ascontiguousarray(read_rgb8(data)[:, :, ::-1])
 
 

@@ -48,7 +48,8 @@ def write_report(store, recipe):
         body.append(_rule(name, gathered, pictures))
     if quiet:
         body.append(tag("p", f"Without a limit, and firing on nothing here: {', '.join(quiet)}.", id="quiet"))
-    body += [_duplicates(groups, pictures, store.manifest("join")), _contamination(copies, pictures, recipe), _sources(gathered)]
+    body += [_duplicates(groups, pictures, store.manifest("join")), _contamination(copies, pictures, recipe),
+             _sources(gathered)]
     script = f"const LIVE = {live(gathered)};\n" + (_HERE / "report.js").read_text(encoding="utf-8")
     text = page.document(f"Report: {counts.kept} of {counts.rows} images kept", body,
                          (_HERE / "report.css").read_text(encoding="utf-8"), script)
@@ -64,8 +65,8 @@ def _summary(counts, gathered):
     share = 100 * counts.kept / max(1, counts.rows)
     return tag("div", [
         tag("p", f"Decided: {counts.kept} of {counts.rows} images kept ({share:.1f} %)."),
-        tag("p", Html(f'With the limits on this page: <b id="kept">{counts.kept}</b> kept, <b id="lost">0</b> newly rejected, '
-                      f'<b id="won">0</b> newly kept{exact}. <button type="button" id="reset">Reset</button>')),
+        tag("p", Html(f'With the limits on this page: <b id="kept">{counts.kept}</b> kept, <b id="lost">0</b> newly '
+                      f'rejected, <b id="won">0</b> newly kept{exact}. <button type="button" id="reset">Reset</button>')),
         tag("details", [tag("summary", "Changes for the recipe"), tag("pre", "", id="yaml")])], class_="live")
 
 
@@ -95,8 +96,8 @@ def _sources(gathered):
     return [page.heading("Sources and licences", anchor="sources"),
             page.table(["source", "images", "kept", "kept %", "share of the set %", "unreadable", "groups"], rows),
             page.table(["licence", "kept images"], [[name, count] for name, count in gathered.licences.most_common(50)]),
-            [page.heading("Images that could not be read", 3),
-             page.table(["kind", "images", "for example"], [list(entry) for entry in gathered.errors])] if gathered.errors else None]
+            [page.heading("Images that could not be read", 3), page.table(
+                ["kind", "images", "for example"], [list(entry) for entry in gathered.errors])] if gathered.errors else None]
 
 
 # ---- rules and limits --------------------------------------------------------------------------------------------
@@ -212,9 +213,10 @@ def _groups(store):
 def _duplicates(groups, pictures, manifest):
     parts = [page.heading("Duplicates", anchor="duplicates")]
     if manifest:
-        parts.append(page.paragraph(f"{manifest['groups']} groups: {manifest['exact']} images are the same bytes as their best copy, "
-                                    f"{manifest['near']} are near duplicates of it. The best copy stands first; where another rule rejects it, "
-                                    "the next one is kept. Framed in green: kept."))
+        parts.append(page.paragraph(
+            f"{manifest['groups']} groups: {manifest['exact']} images are the same bytes as their best copy, "
+            f"{manifest['near']} are near duplicates of it. The best copy stands first; where another rule rejects it, the "
+            "next one is kept. Framed in green: kept."))
     for members in groups:
         cells = []
         for row, reason, kept in members[:_MEMBERS]:
@@ -232,7 +234,8 @@ def _how(reason):
     """The part of a join's reason that speaks of the duplicate."""
     first = reason.split("; ")[0]
     if first.startswith("like"):
-        return first.rsplit(": ", 1)[1] + (", mirrored or turned" if ", " in first.rsplit(": ", 1)[0].rsplit("/", 1)[-1] else "")
+        name, bits = first.rsplit(": ", 1)
+        return bits + (", mirrored or turned" if ", " in name.rsplit("/", 1)[-1] else "")
     return "same bytes" if first.startswith("same bytes") else "best"
 
 
@@ -256,14 +259,16 @@ def _contamination(copies, pictures, recipe):
     folders = {name: folder for name, folder, _ in references(recipe.join.benchmarks)}
     cells = []
     for row, name, reason in copies:
-        path = next(Path(folder, name[len(known) + 1:]) for known, folder in folders.items() if name.startswith(known + "/"))
+        path = next(Path(folder, name[len(known) + 1:]) for known, folder in folders.items()
+                    if name.startswith(known + "/"))
         try:
             test = page.image(shrunk(path.read_bytes(), pictures.side), name, quality=80)
         except (OSError, ValueError):
             test = tag("div", "cannot be shown", class_="blank")
         source = pictures.whole(row)
         shown = page.image(source, pictures.name(row)) if source else tag("div", "cannot be shown", class_="blank")
-        caption = [tag("span", _short(pictures.name(row), 40), title=pictures.name(row)), Html("<br>"), reason.split("; ")[-1]]
+        full = pictures.name(row)
+        caption = [tag("span", _short(full, 40), title=full), Html("<br>"), reason.split("; ")[-1]]
         cells.append(tag("figure", [tag("div", [shown, test], class_="pair"), tag("figcaption", caption)]))
     return [*parts, page.paragraph("Left: the image of the build. Right: the test image that it shows."),
             tag("div", cells, class_="strip")]

@@ -20,9 +20,10 @@ NEAR, SPREAD = 8, 8                        # pictures beside a limit (on each si
 class Limit:
     """One numeric condition of a rule: where its values lie, and pictures beside its limit.
 
-    edges: positions of the slider, ``edges[at]`` is the limit itself. counts, decisive: histograms over ``edges`` (one more
-    bin than edges) of all images, and of those that no other rule rejects. near: (row, value) on either side of the limit, the nearest
-    first. spread: (row, value) over the whole range. sample: uint8 bins of the sampled rows, 255 for null.
+    edges: positions of the slider, ``edges[at]`` is the limit itself. counts, decisive: histograms over ``edges`` (one
+    more bin than edges) of all images, and of those that no other rule rejects. near: (row, value) on either side of the
+    limit, the nearest first. spread: (row, value) over the whole range. sample: uint8 bins of the sampled rows, 255 for
+    null.
     """
 
     rule: str
@@ -142,7 +143,9 @@ def _second_pass(tables, rules, limits, near):
     start = 0
     for table in tables:
         fired = {name: decide.fires(table, rule) for name, rule in rules.items()}
-        reject = sum((fired[n].astype(np.int32) for n, r in rules.items() if r["action"] == "reject"), np.zeros(len(table), np.int32))
+        reject = np.zeros(len(table), np.int32)
+        for name, rule in rules.items():
+            reject += fired[name] if rule["action"] == "reject" else 0
         rows = np.arange(start, start + len(table))
         start += len(table)
         for name, hits in fired.items():
@@ -177,10 +180,12 @@ def _provenance(store):
     example = {}
     decision = store.read("decide", ["keep"])["keep"]
     start = 0
-    for scan, measure in zip(store.batches("scan", ["source", "name", "licence", "group"]), store.batches("measure", ["error"])):
+    facts = ["source", "name", "licence", "group"]
+    for scan, measure in zip(store.batches("scan", facts), store.batches("measure", ["error"])):
         keep = decision.slice(start, len(scan))
         start += len(scan)
-        for counter, table in ((totals, scan), (kept, scan.filter(keep)), (broken, scan.filter(pc.is_valid(measure["error"])))):
+        bad = pc.is_valid(measure["error"])
+        for counter, table in ((totals, scan), (kept, scan.filter(keep)), (broken, scan.filter(bad))):
             for entry in pc.value_counts(table["source"]).to_pylist():
                 counter[entry["values"]] += entry["counts"]
         for entry in pc.value_counts(scan.filter(keep)["licence"]).to_pylist():
@@ -208,8 +213,11 @@ def live(gathered):
         parts, none = [], np.zeros(gathered.sampled)
         for k, c in enumerate(decide.conditions(rule)):
             kind = "below" if "below" in c else "above" if "above" in c else None
-            parts.append({"limit": limits[name, c["metric"], kind, float(c[kind])]} if kind else
-                         {"fixed": base64.b64encode(gathered.fixed.get((name, k), none).astype(np.uint8).tobytes()).decode()})
+            if kind:
+                parts.append({"limit": limits[name, c["metric"], kind, float(c[kind])]})
+            else:
+                truth = gathered.fixed.get((name, k), none).astype(np.uint8)
+                parts.append({"fixed": base64.b64encode(truth.tobytes()).decode()})
         rules.append({"name": name, "rejects": rule["action"] == "reject", "any": "any" in rule, "parts": parts})
     return json.dumps({
         "rows": gathered.funnel.rows, "sampled": gathered.sampled, "rules": rules,

@@ -1,4 +1,4 @@
-"""Small pictures for the report: whole images, and a piece of them pixel by pixel, read from the sources as they are needed."""
+"""Small pictures for the report: whole images, or a piece of them pixel by pixel, read from the sources when needed."""
 
 import cv2
 import numpy as np
