@@ -54,6 +54,7 @@ def command(arguments):
 # ---- speed -------------------------------------------------------------------------------------------------------
 
 def speed(options):
+    """Print images per second beside the decoding floor, for one worker and two, and the peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         make_images(folder / "many", options.count, options.images)
@@ -178,6 +179,7 @@ def peak_memory(folder, width=6000, height=4000):
 # ---- accuracy ----------------------------------------------------------------------------------------------------
 
 def accuracy(options):
+    """Print recall by label, and what is rejected of the folders of good photos."""
     labelled = _labels(options.labels) if options.labels else {}
     with tempfile.TemporaryDirectory() as folder:
         if labelled:

@@ -153,6 +153,7 @@ def _read_zip(path, details, limit):
 
 
 def open_parquet(path):
+    """A ``pyarrow.parquet.ParquetFile`` of a local path or an fsspec address."""
     import pyarrow.parquet as pq
     return pq.ParquetFile(open_file(path))
 

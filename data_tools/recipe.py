@@ -104,6 +104,8 @@ class Report:
 
 @dataclass
 class Recipe:
+    """A whole build."""
+
     sources: list[Source]
     output: str = ""                       # the work folder; default: <recipe's name>-build beside the recipe
     thresholds: str | None = None          # a YAML file; default: the one shipped with data_tools
