@@ -248,7 +248,8 @@ def open_corpus(source, kind="auto", column="image", split="train", streaming=Fa
     """The corpus that ``source`` names.
 
     kind: ``folder`` (of images), ``tar`` or ``parquet`` (a file, or a folder of shards), ``dataset`` (Hugging Face: a
-        folder of ``save_to_disk``, or a name on the Hub), or ``auto``, which looks at what is there.
+        folder of ``save_to_disk``, or a name on the Hub), or ``auto``, which looks at what is there and takes
+        OWNER/NAME for one on the Hub.
     column: the image column of parquet shards and datasets. streaming: for datasets.
     split: of a dataset; of shards and of what ``data_tools`` exports the subfolder of that name, where there is one.
     Raises RestoreError if nothing usable is there.
@@ -285,9 +286,10 @@ def _kind(path):
             if next(path.rglob(f"*.{kind}"), None):
                 return kind
         return "folder"
-    if path.is_absolute() or str(path).startswith("."):
-        raise RestoreError(f"{path}: no such folder or file")
-    return "dataset" if str(path).count("/") <= 1 and not path.exists() else "folder"
+    if not path.exists() and str(path).count("/") == 1 and not path.is_absolute() and not str(path).startswith("."):
+        return "dataset"                            # owner/name on the Hub
+    raise RestoreError(f"{path}: no such folder, .tar or .parquet file (a dataset on the Hub without an owner in its "
+                       "name needs kind: dataset)")
 
 
 def _open_dataset(source, column, split, streaming):

@@ -156,8 +156,10 @@ def test_nothing_readable_is_an_error_that_names_the_folder(tmp_path):
 def test_empty_and_missing_sources(tmp_path):
     with pytest.raises(RestoreError, match="no images"):
         open_corpus(tmp_path)
-    with pytest.raises(RestoreError, match="no such folder"):
-        open_corpus(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    for missing in (tmp_path / "nowhere", "photos", "../photos", tmp_path / "notes.txt"):
+        with pytest.raises(RestoreError, match="no such folder"):
+            open_corpus(missing)
 
 
 def write_tar(path, numbers, broken=()):
