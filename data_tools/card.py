@@ -62,7 +62,7 @@ def card(store, recipe, total):
          f"{__version__} (`python -m data_tools`) out of {counts.rows} images, of which {counts.kept} were kept."),
         samples,
         (f"An image belongs to val when a hash of its group's name and the seed {settings.seed} falls below "
-         f"{settings.val_fraction:g}: groups are never divided."),
+         f"{settings.val_fraction:g} and val has room for the group: groups are never divided."),
         "## Sources and licences", sources, licences,
         ("The licence of every image, and its address where known, stand beside it. This card states what the sources "
          "stated; it grants nothing."),

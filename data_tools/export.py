@@ -8,7 +8,7 @@
 
 Which rows go into which shard follows from the tables alone. Shards are therefore written by several processes, a run that
 was killed writes only the missing ones, and the bytes are those of an unbroken run. Whether an image belongs to val
-follows from its group's name and the seed: images of one group stay together, and do not change sides when others are
+follows from its group's name and the seed: images of one group stay together, and hardly change sides when others are
 added.
 """
 
@@ -80,9 +80,10 @@ def plan(store, settings):
         open_shards[shard["split"]] = {"split": shard["split"], "number": shard["number"] + 1, "rows": [], "bytes": 0}
         return shard
 
+    val = val_groups(store, settings)
     for row in _kept(store):
         size = _estimate(row, settings)
-        shard = open_shards[split_of(row["group"], settings)]
+        shard = open_shards["val" if row["group"] in val else "train"]
         if shard["rows"] and shard["bytes"] + size > limit:
             yield closed(shard)
             shard = open_shards[shard["split"]]
@@ -93,10 +94,28 @@ def plan(store, settings):
             yield closed(shard)
 
 
-def split_of(group, settings):
-    """``train`` or ``val``, from a group's name and the seed."""
-    digest = hashlib.blake2b(f"{settings.seed}\0{group}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return "val" if int.from_bytes(digest, "big") < settings.val_fraction * 2.0 ** 64 else "train"
+def val_groups(store, settings):
+    """The groups that are val: those whose hash with the seed falls below ``val_fraction``, the smallest hash first, as
+    long as val does not get much more than its share (half as much again; a tenth of the set is always allowed)."""
+    drawn, total, start = {}, 0, 0
+    kept = store.read("decide", ["keep"])["keep"]
+    for scan in store.batches("scan", ["group"]):
+        groups = scan["group"].filter(kept.slice(start, len(scan)))
+        start += len(scan)
+        total += len(groups)
+        for entry in groups.value_counts().to_pylist():
+            name = entry["values"]
+            digest = hashlib.blake2b(f"{settings.seed}\0{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            share = int.from_bytes(digest, "big") / 2.0 ** 64
+            if share < settings.val_fraction:
+                drawn[share, name] = drawn.get((share, name), 0) + entry["counts"]
+    room = total * min((1 + settings.val_fraction) / 2, max(1.5 * settings.val_fraction, 0.1))
+    chosen = set()
+    for share, name in sorted(drawn):
+        if drawn[share, name] <= room:
+            room -= drawn[share, name]
+            chosen.add(name)
+    return chosen
 
 
 def _kept(store):
@@ -307,5 +326,5 @@ def _finish(store, recipe, shards):
     if skipped:
         said += f"; {len(skipped)} skipped, the first: {skipped[0]['name']}: {skipped[0]['reason']}"
     if totals["samples"] and recipe.export.val_fraction and not totals["splits"].get("val"):
-        said += "; no group fell into val (few groups, or a small val_fraction)"
+        said += "; no group fell into val (few or large groups, or a small val_fraction)"
     return said

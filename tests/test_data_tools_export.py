@@ -98,6 +98,17 @@ def test_split_keeps_groups_together_and_shards_are_bounded(exported):
             assert len(tar.getmembers()) == 2 or path.stat().st_size <= recipe.export.shard_mb * 1e6
 
 
+def test_val_gets_no_more_than_its_share(exported):
+    store, recipe, _ = exported
+    for seed in range(30):
+        groups = export.val_groups(store, Export(seed=seed, val_fraction=0.2))
+        assert len(groups) <= 1                           # six equal groups, and 30 % are allowed
+        assert groups <= export.val_groups(store, Export(seed=seed, val_fraction=0.4))
+    assert not any(export.val_groups(store, Export(seed=seed, val_fraction=0.05)) for seed in range(30))
+    assert len(export.val_groups(store, Export(val_fraction=1))) == 6
+    assert recipe.export.val_fraction == 0.4
+
+
 def test_datasets_opens_it(exported, tmp_path):
     datasets = pytest.importorskip("datasets")
     store = exported[0]
