@@ -23,11 +23,11 @@ def atomic_path(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:80]}.", suffix=path.suffix)
     os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())        # mkstemp makes private files; ours are ordinary ones
     try:
         yield Path(name)
         with open(name, "rb+") as written:
             os.fsync(written.fileno())
+        os.chmod(name, 0o666 & ~_umask())        # mkstemp and some writers make private files; ours are ordinary ones
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ import time
 import warnings
 from pathlib import Path
 
+from ..checkpoint import DEFAULT_MODEL
 from ..errors import ImageError, RestoreError
 from ..files import expand, require_space
 
@@ -31,7 +32,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def add_arguments(parser):
     parser.add_argument("inputs", nargs="+", metavar="IN", help="a file, a folder (with all below it) or a quoted glob")
     parser.add_argument("-o", "--output", metavar="OUT", help="a folder, or for a single input a file")
-    parser.add_argument("-m", "--model", default="anydepth", metavar="M",
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="M",
                         help="bundled name, checkpoint folder or .safetensors (default: %(default)s)")
     parser.add_argument("-d", "--depth", metavar="D", help="small, large, repeats such as 2,3,3,4, or auto "
                         "with --budget (default: the model's)")
