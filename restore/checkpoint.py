@@ -32,9 +32,9 @@ def save(model, path, provenance=None, dtype=None):
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     single = path.suffix == ".safetensors"
     with atomic_path(path if single else path / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"anydepth": json.dumps(config, sort_keys=True)})
+        save_file(tensors, temporary, metadata={"anydepth": json.dumps(config)})
     if not single:
-        write_bytes(path / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
+        write_bytes(path / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 def load(path_or_name, device="cpu"):

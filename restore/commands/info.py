@@ -72,5 +72,9 @@ def _text(report):
         mark = " (default)" if name == report["default_depth"] else ""
         lines.append(f"  {name:<12} {cost['repeats'] or '':<10} {cost['macs'] / 1e9:.2f}{mark}")
     trained = report["provenance"]
-    lines += [f"  {key}: {value}" for key, value in trained.items() if isinstance(value, (str, int, float))]
+    for key, value in trained.items():
+        if isinstance(value, (str, int, float)):
+            lines.append(f"  {key}: {value}")
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            lines.append(f"  {key}: {'; '.join(value)}")
     return "\n".join(lines)
