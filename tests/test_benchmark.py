@@ -427,14 +427,18 @@ def test_classical_baselines_do_their_work():
 def test_models_that_cannot_be_had_say_so(data):
     with pytest.raises(RestoreError, match="no such file.*Baselines are input, median"):
         competitors.competitors(["nothing-of-this-name"], [], [], "cpu", True)
-    (data / "bad.onnx").write_bytes(b"no")
-    with pytest.raises(RestoreError, match=r"bad\.onnx: not an ONNX model"):
-        competitors.competitors([str(data / "bad.onnx")], [], [], "cpu", True)
     with pytest.raises(RestoreError, match="two models are called median"):
         competitors.competitors(["median", "median"], [], [], "cpu", True)
     (data / "f.py").write_text("def f(image): return image")
     with pytest.raises(RestoreError, match="has no function 'g'"):
         competitors.competitors([f"{data}/f.py:g"], [], [], "cpu", True)
+
+
+def test_a_bad_onnx_file_says_so_with_and_without_its_runtime(data):
+    installed = importlib.util.find_spec("onnxruntime") is not None
+    (data / "bad.onnx").write_bytes(b"no")
+    with pytest.raises(RestoreError, match=r"bad\.onnx: " + ("not an ONNX model" if installed else ".*pip install onnxruntime")):
+        competitors.competitors([str(data / "bad.onnx")], [], [], "cpu", True)
 
 
 # -- statistics and tables -----------------------------------------------------------------------------------------
