@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from restore.errors import RestoreError
 from restore.files import atomic_path, write_bytes
+from restore.recipe import read_yaml
 
 from .measure import METRICS
 from .store import DECISION_SCHEMA
@@ -45,14 +46,8 @@ def thresholds(path=None, changes=None):
     ``{"blurry": false}`` switches a rule off, ``{"noisy": true}`` makes a flag reject, and
     ``{"blurry.sharpness": 0.8}`` moves a limit. Raises RestoreError naming what is unknown or malformed.
     """
-    import yaml
     path = Path(path or DEFAULTS)
-    try:
-        rules = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise RestoreError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RestoreError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    rules = read_yaml(path)
     if not isinstance(rules, dict):
         raise RestoreError(f"{path}: expected rules by name")
     rules = {str(name): _checked(f"{path}: {name}", rule) for name, rule in rules.items()}

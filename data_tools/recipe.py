@@ -160,13 +160,7 @@ def load(path, output=None, overrides=()):
 
 
 def _read(path):
-    import yaml
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise RestoreError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RestoreError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    values = recipes.read_yaml(path)
     if not isinstance(values, dict):
         raise RestoreError(f"{path}: expected keys and values, with a list `sources`")
     return values

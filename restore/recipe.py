@@ -60,15 +60,20 @@ def flatten(values, where=""):
     return flat
 
 
-def read(cls, path, overrides=()):
-    """The recipe in a YAML or JSON file; ``overrides`` are pairs of a dotted key and a value."""
+def read_yaml(path):
+    """What a YAML (or JSON) file holds; raises RestoreError naming the file where it cannot be read or is neither."""
     import yaml
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise RestoreError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RestoreError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def read(cls, path, overrides=()):
+    """The recipe in a YAML or JSON file; ``overrides`` are pairs of a dotted key and a value."""
+    values = read_yaml(path)
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise RestoreError(f"{path}: expected keys and values, got {values!r}")
