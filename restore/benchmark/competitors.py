@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, RestoreError
-from ..files import IMAGE_SUFFIXES
+from .. import foreign
+from ..errors import RestoreError
 from . import classical
 
 
@@ -125,22 +125,11 @@ class Onnx(Competitor):
     kind = "onnx"
 
     def __init__(self, name, path):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise RestoreError(f"{path}: an ONNX file needs onnxruntime: pip install onnxruntime") from error
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:            # onnxruntime's own exception types derive from Exception alone
-            raise RestoreError(f"{path}: not an ONNX model: {_line(error)}") from error
-        super().__init__(name, _hash(_file_hash(path), onnxruntime.__version__), str(path))
-        self.input = self.session.get_inputs()[0]
+        self.network = foreign.OnnxNetwork(path)
+        super().__init__(name, _hash(_file_hash(path), self.network.version), str(path))
 
     def apply(self, image, entry):
-        x = np.ascontiguousarray(image.degraded.transpose(2, 0, 1))[None]
-        half = "float16" in self.input.type
-        x = x.astype(np.float16 if half else np.float32) / (np.float16(255) if half else np.float32(255))
-        return self.session.run(None, {self.input.name: x})[0][0].transpose(1, 2, 0).astype(np.float32)
+        return self.network(np.ascontiguousarray(image.degraded.transpose(2, 0, 1))[None])[0].transpose(1, 2, 0)
 
 
 class Function(Competitor):
@@ -189,33 +178,11 @@ class Folder(Competitor):
         self.path, self.alone = Path(path), alone
 
     def apply(self, image, entry):
-        path = self.find(image.name, entry)
-        if path.suffix == ".npy":
-            try:
-                output = np.load(path)
-            except ValueError as error:
-                raise RestoreError(f"{path}: not a readable array: {error}") from error
-            if output.ndim == 3 and output.shape[0] == 3 and output.shape[2] != 3:
-                output = output.transpose(1, 2, 0)
-        else:
-            import cv2
-            output = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-            if output is None:
-                raise RestoreError(f"{path}: cannot be read as an image")
-            output = output[..., ::-1]
-        if output.ndim != 3 or output.shape[2] != 3 or output.dtype.kind not in "uf":
-            raise RestoreError(f"{path}: needs (height, width, 3) of uint8, uint16 or float, not {output.shape} "
-                               f"of {output.dtype}")
-        return output
+        return foreign.read_output(self.find(image.name, entry))
 
     def find(self, name, entry):
         """The output of one image; raises :class:`RestoreError` naming where it was looked for."""
-        folders = [self.path / entry.key, *([self.path] if self.alone else [])]
-        for folder in folders:
-            for suffix in (".png", ".npy", *IMAGE_SUFFIXES):
-                if (path := folder / f"{name}{suffix}").is_file():
-                    return path
-        raise RestoreError(f"no {name}.png (nor another image, nor .npy) in {' or '.join(map(str, folders))}")
+        return foreign.find_output([self.path / entry.key, *([self.path] if self.alone else [])], name)
 
     def image_key(self, image, entry):
         return _file_hash(self.find(image.name, entry))
@@ -276,23 +243,11 @@ def _parsed(depth):
 
 
 def _load(path, what):
-    from ..checkpoint import import_published, load
     try:
-        return load(what)
-    except CheckpointError as error:
-        if not path.is_file():
-            raise RestoreError(f"--model {what}: {error}. Baselines are {', '.join(classical.METHODS)}.") from error
-    try:
-        return import_published(path)
-    except CheckpointError as error:
-        try:
-            import spandrel
-        except ImportError:
-            raise RestoreError(f"--model {what}: {error} Other architectures need spandrel: pip install spandrel") from error
-        try:
-            return spandrel.ModelLoader().load_from_file(str(path))
-        except Exception as unknown:          # spandrel raises its own, torch's and pickle's errors
-            raise RestoreError(f"--model {what}: {error} Nor does spandrel load it: {_line(unknown)}") from unknown
+        return foreign.load_network(what)
+    except RestoreError as error:
+        hint = "" if path.is_file() else f". Baselines are {', '.join(classical.METHODS)}."
+        raise RestoreError(f"--model {what}: {error}{hint}") from error
 
 
 def _function(name, path, function):
@@ -326,10 +281,6 @@ def _device_name(device):
     import torch
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
     return f"{name} torch {torch.__version__}"
-
-
-def _line(error):
-    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".strip()
 
 
 def _hash(*parts):
