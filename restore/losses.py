@@ -4,9 +4,11 @@ Clamping would kill the gradient of every saturated pixel. All are means over th
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .errors import RestoreError
+from .metrics import C1, C2, gaussian_kernel
 
 
 class L1(nn.Module):
@@ -29,22 +31,52 @@ class Charbonnier(nn.Module):
         return torch.sqrt((output.float() - target.float()).square() + self.epsilon**2).mean()
 
 
-class FrequencyL1(nn.Module):
-    """L1 plus ``weight`` times the mean absolute difference of real and imaginary parts of the 2-D FFT, not normalised.
+class Frequency(nn.Module):
+    """Mean absolute difference of real and imaginary parts of the 2-D FFT, not normalised.
 
     The form of MIMO-UNet (arXiv 2108.05054), on the half spectrum that a real image has.
     """
+
+    def forward(self, output, target):
+        difference = output.float() - target.float()           # the FFT is linear: one transform of the difference
+        return torch.view_as_real(torch.fft.rfft2(difference)).abs().mean()
+
+
+class FrequencyL1(nn.Module):
+    """:class:`L1` plus ``weight`` times :class:`Frequency`."""
 
     def __init__(self, weight=0.1):
         super().__init__()
         if weight < 0:
             raise RestoreError(f"weight: {weight} is negative")
-        self.weight = weight
+        self.weight, self.l1, self.frequency = weight, L1(), Frequency()
 
     def forward(self, output, target):
-        difference = output.float() - target.float()           # the FFT is linear: one transform of the difference
-        spectrum = torch.view_as_real(torch.fft.rfft2(difference))
-        return difference.abs().mean() + self.weight * spectrum.abs().mean()
+        return self.l1(output, target) + self.weight * self.frequency(output, target)
+
+
+class SSIM(nn.Module):
+    """One minus structural similarity (Wang et al. 2004): Gaussian window of 11x11 pixels and sigma 1.5, whole windows alone.
+
+    The ``"gaussian11"`` of :func:`restore.metrics.ssim`, with a gradient; for a data range of 1 and sides of 11 pixels or more.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.from_numpy(gaussian_kernel()).float(), persistent=False)
+
+    def forward(self, output, target):
+        if min(output.shape[-2:]) < len(self.kernel):
+            raise RestoreError(f"SSIM needs images of at least {len(self.kernel)} pixels a side, not {tuple(output.shape[-2:])}")
+        x, y = (image.float().flatten(0, 1)[:, None] for image in (output, target))
+        mean_x, mean_y, xx, yy, xy = self._blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+        means, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+        similarity = (2 * means + C1) * (2 * (xy - means) + C2) / ((squares + C1) * (xx + yy - squares + C2))
+        return 1 - similarity.mean()
+
+    def _blur(self, planes):
+        with torch.autocast(planes.device.type, enabled=False):
+            return F.conv2d(F.conv2d(planes, self.kernel[None, None, :, None]), self.kernel[None, None, None])
 
 
 LOSSES = {"l1": L1, "charbonnier": Charbonnier, "frequency": FrequencyL1}
@@ -55,3 +87,26 @@ def build_loss(name, **options):
     if name not in LOSSES:
         raise RestoreError(f"loss: {name!r} is none of {', '.join(LOSSES)}")
     return LOSSES[name](**options)
+
+
+class Criterion(nn.Module):
+    """What a training step minimises; here a ``loss`` of output and target alone. A subclass may bring a teacher.
+
+    It is moved to the run's device, and nothing in it is trained or saved: what it holds must not change during a run.
+    """
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def prepare(self, batch):
+        """The micro-batch before its first pass, with more entries if need be: tensors of one row a sample."""
+        return batch
+
+    def forward(self, output, target, rows):
+        """``(loss, parts)`` of one pass: a scalar, and more scalars by name for the log.
+
+        rows: the entries of the prepared batch for the rows of this pass. target: the clean images, or for a depth that
+        learns from the largest, that one's output.
+        """
+        return self.loss(output, target), {}

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 WINDOWS = ("uniform7", "skimage", "gaussian11", "pooled")
-_C1, _C2 = 0.01 ** 2, 0.03 ** 2                   # Wang et al. 2004 with a data range of 1
+C1, C2 = 0.01 ** 2, 0.03 ** 2                   # Wang et al. 2004 with a data range of 1
 _LUMA = (65.481, 128.553, 24.966)
 
 
@@ -108,7 +108,7 @@ def _ssim_uniform(x, y, strip=64):
 
 def _ssim_gaussian(x, y):
     import cv2
-    kernel = _gaussian_kernel()
+    kernel = gaussian_kernel()
     return _similarity(x, y, lambda plane: cv2.sepFilter2D(plane, -1, kernel, kernel)[5:-5, 5:-5], 1.0).mean()
 
 
@@ -123,13 +123,13 @@ def _similarity(x, y, blur, norm):
     ux += uy                                     # ux^2 + uy^2
     square -= ux
     square *= norm
-    square += _C2                                # vx + vy + C2
+    square += C2                                 # vx + vy + C2
     product -= means
     product *= 2 * norm
-    product += _C2                               # 2 vxy + C2
+    product += C2                                # 2 vxy + C2
     means *= 2
-    means += _C1
-    ux += _C1
+    means += C1
+    ux += C1
     means *= product
     ux *= square
     means /= ux
@@ -150,18 +150,19 @@ def _ssim_torch(image, clean, window):
     if window in ("uniform7", "skimage"):
         local, norm = functional.avg_pool2d(stack, 7, stride=1), 49 / 48
     else:
-        kernel, norm = stack.new_tensor(_gaussian_kernel()), 1.0
+        kernel, norm = stack.new_tensor(gaussian_kernel()), 1.0
         # as a sum of shifted slices: no TF32 and no algorithm choice, unlike a convolution
         size = kernel.numel()
         rows = sum(k * stack[..., i:stack.shape[-2] - size + 1 + i, :] for i, k in enumerate(kernel))
         local = sum(k * rows[..., i:stack.shape[-1] - size + 1 + i] for i, k in enumerate(kernel))
     ux, uy, uxx, uyy, uxy = local.chunk(5)
     vx, vy, vxy = norm * (uxx - ux * ux), norm * (uyy - uy * uy), norm * (uxy - ux * uy)
-    top = (2 * ux * uy + _C1) * (2 * vxy + _C2)
-    return float((top / ((ux * ux + uy * uy + _C1) * (vx + vy + _C2))).mean())
+    top = (2 * ux * uy + C1) * (2 * vxy + C2)
+    return float((top / ((ux * ux + uy * uy + C1) * (vx + vy + C2))).mean())
 
 
-def _gaussian_kernel(sigma=1.5, radius=5):
+def gaussian_kernel(sigma=1.5, radius=5):
+    """The 11 weights of SSIM's Gaussian window along one side, float64; their sum is 1."""
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return kernel / kernel.sum()
 

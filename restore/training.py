@@ -23,8 +23,8 @@ from .data import batches
 from .depth import count_parameters, parse_depth
 from .errors import RestoreError
 from .files import require_space
-from .losses import build_loss
-from .recipe import flatten, to_dict
+from .losses import Criterion, build_loss
+from .recipe import flatten, from_dict, to_dict
 from .resume import RunFolder, apply, collect, whole_state
 from .settings import Training, learning_rate, require_same
 
@@ -59,7 +59,7 @@ class _Hook:
 
 
 def train(model, samples, recipe, out, *, resume=False, validation=(), head=None, head_weight=0.1, on_step=None,
-          provenance=None):
+          criterion=None, provenance=None):
     """Train ``model`` and return the folder ``out/final`` with its averaged weights.
 
     model: a :class:`restore.models.base.RestorationModel` on the CPU; trained at ``model.depths`` as
@@ -76,11 +76,13 @@ def train(model, samples, recipe, out, *, resume=False, validation=(), head=None
         times ``head_weight``, and not saved in ``final``.
     on_step: ``on_step(step, model)``, called before each step in training mode; must depend on ``step`` alone (gUNet
         freezes its norms).
+    criterion: a :class:`restore.losses.Criterion`; by default one of ``recipe.loss``.
     provenance: more facts for ``final/config.json``: data manifest hash, corpus.
 
     Raises RestoreError: the run exists, the recipe changed, the loss is not finite for too long, the disk is full.
     """
-    run = _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, provenance)
+    criterion = criterion or Criterion(build_loss(recipe.loss))
+    run = _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, criterion, provenance)
     try:
         return run.run()
     except OSError as error:
@@ -92,7 +94,7 @@ def train(model, samples, recipe, out, *, resume=False, validation=(), head=None
 class _Run:
     """One training run in one process."""
 
-    def __init__(self, model, samples, recipe, out, resume, validation, head, head_weight, on_step, provenance):
+    def __init__(self, model, samples, recipe, out, resume, validation, head, head_weight, on_step, criterion, provenance):
         from .averaging import Average
         from .memory import keep_freed_memory
         keep_freed_memory()
@@ -119,7 +121,7 @@ class _Run:
         self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
         self.network = self.accelerator.unwrap_model(self.learner).network
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
-        self.criterion = build_loss(recipe.loss)
+        self.criterion = criterion.to(self.accelerator.device)
         self.parallel = isinstance(self.learner, nn.parallel.DistributedDataParallel)
         if self.parallel:       # the exchange copies such a gradient, which is all that the warning says
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -143,7 +145,8 @@ class _Run:
             return None
         if not resume:
             raise RestoreError(f"{self.folder.path}: holds a run; add --resume to go on, or choose another folder")
-        require_same(self.folder.recipe(), plain, self.folder.path)
+        before = to_dict(from_dict(type(self.recipe), self.folder.recipe()))    # a key newer than the run: its default
+        require_same(before, plain, self.folder.path)
         self.folder.clear_partial()
         saved = self.folder.load()
         self.accelerator.wait_for_everyone()
@@ -190,6 +193,7 @@ class _Run:
             batch = self._fetch(loader) if self.ahead is None else self.ahead
             self.ahead = None
             self._count_broken(batch)
+            batch = self.criterion.prepare(batch)
             passes = branching.plan(recipe.branches, self.depths, recipe.seed, self.step, micro, self.micro_batch)
             largest = None
             for i, item in enumerate(passes):
@@ -218,16 +222,17 @@ class _Run:
 
     def _loss(self, batch, item, largest):
         """Loss of one pass, and its output; ``largest`` is the output that a distilled pass learns."""
-        x, target = batch["input"][item.rows], batch["target"][item.rows]
+        rows = {key: value[item.rows] for key, value in batch.items()}
+        x, target = rows["input"], largest[item.rows] if item.distill else rows["target"]
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         output, logits = self.learner(x, self.repeats[item.depth])
-        loss = self.criterion(output, largest[item.rows] if item.distill else target)
-        self._measure(f"loss_{item.depth}" if item.depth else "loss", loss, item.weight)
+        loss, parts = self.criterion(output, target, rows)
+        for name, value in {"loss": loss, **parts}.items():
+            self._measure(f"{name}_{item.depth}" if item.depth else name, value, item.weight)
         if logits is not None:
-            task = batch["task"][item.rows]
-            entropy = nn.functional.cross_entropy(logits.float(), task)
-            self._measure("task_accuracy", (logits.argmax(1) == task).float().mean(), item.weight)
+            entropy = nn.functional.cross_entropy(logits.float(), rows["task"])
+            self._measure("task_accuracy", (logits.argmax(1) == rows["task"]).float().mean(), item.weight)
             loss = loss + self.head_weight * entropy
         return loss, output
 

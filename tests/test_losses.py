@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from restore.errors import RestoreError
-from restore.losses import L1, Charbonnier, FrequencyL1, build_loss
+from restore.losses import L1, SSIM, Charbonnier, Frequency, FrequencyL1, build_loss
 
 
 def test_l1_by_hand():
@@ -26,6 +26,38 @@ def test_frequency_against_numpy():
     expected = np.abs(output - target).mean() + 0.25 * (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
     got = FrequencyL1(weight=0.25)(torch.from_numpy(output), torch.from_numpy(target)).item()
     assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_frequency_alone_is_what_its_weight_counts():
+    output, target = torch.rand(1, 3, 8, 6), torch.rand(1, 3, 8, 6)
+    with_it = FrequencyL1(weight=0.5)(output, target) - L1()(output, target)
+    assert with_it.item() == pytest.approx(0.5 * Frequency()(output, target).item(), rel=1e-5)
+
+
+def test_ssim_against_scikit_image():
+    from skimage.metrics import structural_similarity
+    rng = np.random.default_rng(1)
+    target = rng.random((2, 3, 24, 20)).astype(np.float32)
+    output = (0.8 * target + 0.1 * rng.standard_normal(target.shape)).astype(np.float32)
+    whole = [structural_similarity(a, b, data_range=1, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+             for a, b in zip(output.astype(np.float64), target.astype(np.float64))]
+    assert SSIM()(torch.from_numpy(output), torch.from_numpy(target)).item() == pytest.approx(1 - np.mean(whole), abs=1e-5)
+    assert SSIM()(torch.from_numpy(target), torch.from_numpy(target)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_ssim_has_the_gradient_of_its_values():
+    torch.manual_seed(0)
+    target, output = torch.rand(1, 1, 12, 13), torch.rand(1, 1, 12, 13, requires_grad=True)
+    loss, direction = SSIM(), torch.randn(1, 1, 12, 13)
+    loss(output, target).backward()
+    with torch.no_grad():
+        slope = (loss(output + 1e-2 * direction, target) - loss(output - 1e-2 * direction, target)) / 2e-2
+    assert (output.grad * direction).sum().item() == pytest.approx(slope.item(), rel=0.02)
+
+
+def test_ssim_of_images_below_its_window():
+    with pytest.raises(RestoreError, match="11 pixels"):
+        SSIM()(torch.rand(1, 3, 10, 40), torch.rand(1, 3, 10, 40))
 
 
 @pytest.mark.parametrize("name", ["l1", "charbonnier", "frequency"])
