@@ -4,11 +4,13 @@ import difflib
 import functools
 
 from ..errors import RestoreError
+from .anydepth import AnyDepth
 from .dynet import DyNet
 from .gunet import BLOCKS, GUNet
 from .promptir import PromptIR
 
 MODELS = {
+    "anydepth": AnyDepth,
     "dynet": DyNet,
     "promptir": PromptIR,
     **{name: functools.partial(GUNet, name=name, blocks=blocks) for name, blocks in BLOCKS.items()},
