@@ -3,6 +3,7 @@
   python -m finetune RECIPE --from CHECKPOINT [--key value ...] [-o OUT] [--resume]
   python -m finetune --pairs IN GT --from CHECKPOINT [--steps N] [--key value ...] [-o OUT]   two folders are enough
   python -m finetune count RECIPE                                  what the recipe's folders hold, without training
+  python -m finetune distill RECIPE --teacher CKPT --student NAME|CKPT    a small network that learns from a large one
   python -m finetune fold CHECKPOINT -o OUT.safetensors            gUNet without batch normalisations, for deployment
 """
 
@@ -22,18 +23,20 @@ def main(argv=None):
     if command in ("", "-h", "--help"):
         print(__doc__.strip() + "\n\npython -m finetune RECIPE --help lists every key of a recipe.")
         return 0 if argv else 2
-    if command in ("count", "fold"):
-        return guarded(f"finetune {command}", {"count": _count, "fold": _fold}[command], argv[1:])
+    commands = {"count": _count, "fold": _fold, "distill": _distill}
+    if command in commands:
+        return guarded(f"finetune {command}", commands[command], argv[1:])
     return guarded("finetune", _train, argv)
 
 
-def _parse(argv):
+def _parse(argv, cls=None):
     from restore.recipe import parse_command
 
     from .recipe import Recipe
+    cls = cls or Recipe
     argv = [f"--start{arg[6:]}" if arg == "--from" or arg.startswith("--from=") else arg for arg in argv]
     argv, name = _two_folders(argv)
-    recipe, options = parse_command(Recipe, "python -m finetune", __doc__, argv)
+    recipe, options = parse_command(cls, "python -m finetune", __doc__, argv)
     return recipe, Path(options["out"] or Path("runs") / (name or Path(options["recipe_file"]).stem)), bool(options["resume"])
 
 
@@ -54,6 +57,13 @@ def _train(argv):
     recipe, out, resume = _parse(argv)
     from .run import run, tell_once
     tell_once(f"final weights: {run(recipe, out, resume)}")
+
+
+def _distill(argv):
+    from . import distill
+    from .run import tell_once
+    recipe, out, resume = _parse(argv, distill.Distill)
+    tell_once(f"final weights: {distill.run(recipe, out, resume)}")
 
 
 def _count(argv):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from restore.corpus import Corpus, Folder, digest, open_corpus
 from restore.data import CleanImages, crop, numpy_rng, random_window, torch_generator
 from restore.errors import ImageError, RestoreError
+from restore.foreign import read_output, to_8_bits
 from restore.image import read_rgb8
 from restore.layouts import TASKS, find_clean, find_pairs, pair_folders
 
@@ -25,10 +26,13 @@ BLOCK = 1024        # shares are exact over so many samples
 
 
 class PairCorpus(Corpus):
-    """Pairs of images by index: the degraded and the clean one as one uint8 array (h, w, 6), so that both are cropped alike."""
+    """Pairs of images by index: the degraded and the clean one as one uint8 array (h, w, 6), so that both are cropped alike.
+
+    With ``outputs``, ``{name of the pair: path}`` of a teacher's restored images, these follow as channels 6 to 8.
+    """
 
     def __init__(self, source, pairs):
-        self.source, self.pairs, self.count = str(source), list(pairs), len(pairs)
+        self.source, self.pairs, self.count, self.outputs = str(source), list(pairs), len(pairs), {}
 
     def read(self, index):
         pair = self.pairs[index]
@@ -37,11 +41,18 @@ class PairCorpus(Corpus):
         if degraded.shape != clean.shape:
             raise ImageError(f"{pair.degraded}: {degraded.shape[0]}x{degraded.shape[1]}, but {pair.clean} "
                              f"{clean.shape[0]}x{clean.shape[1]}")
-        return np.concatenate([degraded, clean], axis=2)
+        images = [degraded, clean]
+        if self.outputs:
+            images.append(to_8_bits(read_output(self.outputs[pair.name])))
+            if images[2].shape != clean.shape:
+                raise ImageError(f"{self.outputs[pair.name]}: {images[2].shape[0]}x{images[2].shape[1]}, but {pair.degraded} "
+                                 f"{clean.shape[0]}x{clean.shape[1]}")
+        return np.concatenate(images, axis=2)
 
     def names(self):
         for pair in self.pairs:
-            yield f"{pair.name} {pair.degraded.stat().st_size} {pair.clean.stat().st_size}"
+            yield " ".join(map(str, [pair.name, pair.degraded.stat().st_size, pair.clean.stat().st_size,
+                                     *([self.outputs[pair.name].stat().st_size] if self.outputs else [])]))
 
 
 class JoinedCorpus(Corpus):
@@ -193,11 +204,12 @@ class Mixture:
         part = crop(image, whole, random_window(height, width, whole, rng))
         if whole > side:
             part = F.interpolate(part[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
-        degraded, clean = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
+        degraded, clean, *teacher = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
         top, left = rng.integers(side - self.patch + 1, size=2)
         inner = (slice(None), slice(top, top + self.patch), slice(left, left + self.patch))
-        return {"input": degraded[inner].contiguous(), "target": clean[inner].contiguous(), "task": source.number,
-                "skipped": "\n".join(skipped)}
+        sample = {"input": degraded[inner].contiguous(), "target": clean[inner].contiguous(), "task": source.number,
+                  "skipped": "\n".join(skipped)}
+        return {**sample, "teacher": teacher[0][inner].contiguous()} if teacher else sample
 
 
 def _mixed(seed, number):

@@ -27,8 +27,11 @@ def run(recipe, out, resume=False, tell=tell_once):
     What was found is told first, as a table of tasks, sources, images and shares. Raises RestoreError: nothing usable in a task's
     sets, a checkpoint that cannot be trained, or what :func:`restore.training.train` raises.
     """
-    model = build_model(recipe)
-    sources = find_sources(recipe)
+    return fine_tune(build_model(recipe), find_sources(recipe), recipe, out, resume, tell)
+
+
+def fine_tune(model, sources, recipe, out, resume=False, tell=tell_once, criterion=None, provenance=None):
+    """Train ``model`` on the mixture; ``criterion`` takes the place of ``recipe.loss``, ``provenance`` is told besides the data."""
     tell(table(sources))
     recipe = resolve(recipe, model, sources)
     pairs = validation_pairs(recipe, sources)
@@ -36,8 +39,8 @@ def run(recipe, out, resume=False, tell=tell_once):
     samples = Mixture(sources, recipe.data.crop, recipe.seed, recipe.data.cache_mb, _data_device(recipe))
     freeze = norm_freezer(recipe.steps, recipe.freeze_norms) if recipe.freeze_norms else None
     facts = [{"task": s.label, "made": not s.paired, "images": s.corpus.count, "share": s.share} for s in sources]
-    return train(model, samples, recipe, out, resume=resume, validation=pairs, on_step=freeze,
-                 provenance={"start": recipe.start, "mixture": facts, "data_sha256": recipe.data.sha256})
+    return train(model, samples, recipe, out, resume=resume, validation=pairs, on_step=freeze, criterion=criterion,
+                 provenance={"start": recipe.start, "mixture": facts, "data_sha256": recipe.data.sha256, **(provenance or {})})
 
 
 def build_model(recipe):

@@ -91,6 +91,14 @@ def read_output(path):
     return output
 
 
+def to_8_bits(output):
+    """What :func:`read_output` gives, on the 256 levels of an ordinary image, uint8."""
+    if output.dtype == np.uint8:
+        return output
+    scale = 255 / np.iinfo(output.dtype).max if output.dtype.kind == "u" else 255
+    return np.clip(np.rint(output * scale), 0, 255).astype(np.uint8)
+
+
 def in_short(error):
     """An exception of somebody else's library in one line."""
     return f"{type(error).__name__} {' '.join(str(error).split())[:200]}".strip()
