@@ -22,8 +22,9 @@ class Training:
     batch_size: samples in one optimizer step, over all processes; each process takes ``batch_size / processes`` of
         them, in ``accumulate`` micro-batches. The recipe so means the same on one device and on eight.
     lr, warmup, lr_end: cosine from ``lr`` down to ``lr * lr_end`` after ``warmup`` steps of linear rise (never from 0).
+    optimizer: ``adamw``, or ``muon``, which gains more from a step (:mod:`restore.muon`; not for sharded weights).
     clip: largest norm of the gradient, 0 for none. ema: decay of the averaged weights, 0 for none.
-    weight_decay: AdamW's, on weights of two and more dimensions (not on biases and norms).
+    weight_decay: decoupled, on weights of two and more dimensions (not on biases and norms).
     max_bad_steps: the run stops after this many consecutive steps with a loss or gradient that is not finite.
     deterministic: also on a GPU only operations that repeat to the bit (slower; a CPU repeats anyway).
     """
@@ -37,6 +38,7 @@ class Training:
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-4
     lr_end: float = 0.01
     warmup: int = 0

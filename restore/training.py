@@ -24,6 +24,7 @@ from .depth import count_parameters, parse_depth
 from .errors import RestoreError
 from .files import require_space
 from .losses import Criterion, build_loss
+from .muon import Muon
 from .recipe import flatten, from_dict, to_dict
 from .resume import RunFolder, apply, collect, whole_state
 from .settings import Training, learning_rate, require_same
@@ -431,7 +432,8 @@ def _optimizer(learner, recipe):
             kinds[parameter.ndim >= 2].append(parameter)
     decay = {True: recipe.weight_decay, False: 0.0}
     groups = [{"params": kinds[kind], "weight_decay": decay[kind]} for kind in kinds]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas)
+    make = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
+    return make([group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas)
 
 
 def _mixed(*numbers):
