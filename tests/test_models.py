@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from restore import RestoreError, create_model
+from restore.depth import count_macs
 from restore.models import MODELS
+from restore.models.anydepth import Loop
 from restore.models.base import pad_to_multiple
 from restore.published import convert
 
@@ -17,7 +19,8 @@ CASES = {"dynet_s": ("dynet", "small", 2e-5), "dynet_l": ("dynet", "large", 3e-5
          "gunet_t": ("gunet_t", None, 1.5e-6), "gunet_b": ("gunet_b", None, 3e-6)}
 TINY = {"dynet": dict(width=8, refinement=1, prompt_sizes=(8, 8, 4)),
         "promptir": dict(width=8, blocks=(1, 1, 1, 1), refinement=1, prompt_sizes=(8, 8, 4)),
-        "gunet_t": dict(width=8), "gunet_s": dict(width=8), "gunet_b": dict(width=4), "gunet_d": dict(width=4)}
+        "gunet_t": dict(width=8), "gunet_s": dict(width=8), "gunet_b": dict(width=4), "gunet_d": dict(width=4),
+        "anydepth": dict(width=(8, 8, 16, 16))}
 
 
 @functools.cache
@@ -62,9 +65,10 @@ def test_padding_mirrors_then_repeats():
     assert (pad_to_multiple(torch.full((1, 3, 1, 1), 0.3), 8, 24) == 0.3).all()
 
 
+@pytest.mark.parametrize("name", ["dynet", "anydepth"])
 @pytest.mark.parametrize("depth", ["small", "large", (1, 1, 1, 1), (16, 1, 2, 16), "3,4,4,6"])
-def test_dynet_runs_at_any_depth_on_one_set_of_weights(depth):
-    model = tiny("dynet")
+def test_any_depth_on_one_set_of_weights(name, depth):
+    model = tiny(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         output = model(torch.rand(2, 3, 16, 16), depth)
@@ -110,9 +114,43 @@ def test_other_than_rgb_batches_are_refused(shape):
         tiny("dynet")(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("name", ["dynet", "promptir", "gunet_t"])
+def test_a_loop_is_its_block_repeated_and_told_where_it_is():
+    torch.manual_seed(0)
+    loop, x = Loop(8, conditioned=True), torch.rand(1, 8, 6, 6)
+    torch.nn.init.normal_(loop.scale)
+    y = x
+    for t in (1, 2, 3):
+        scale = 1 + loop.scale[0] * t / 3 + loop.scale[1] / 3
+        y = y + scale[None, :, None, None] * loop.conv2(loop.conv1(y).relu())
+    torch.testing.assert_close(loop(x, 3), y)
+    assert not torch.allclose(loop(loop(x, 2), 1), y, atol=1e-3)      # two and one more are not three
+
+
+def test_the_context_carries_what_is_far_away():
+    model = tiny("anydepth")
+    torch.nn.init.normal_(model.context.tell.weight, std=0.1)
+    x = torch.rand(1, 3, 16, 512)
+    far = x.clone()
+    far[..., -16:] = 0
+    with torch.no_grad():
+        difference = (model(x, "tiny") - model(far, "tiny"))[..., :16]
+    assert difference.abs().max() > 1e-5
+
+
+def test_what_lies_outside_the_loops_of_anydepth_costs_little():
+    model = create_model("anydepth")
+    cost = {depth: count_macs(model, 256, 256, depth) for depth in ("tiny", "large", (2, 1, 1, 1))}
+    c1 = model.config["width"][0]
+    assert cost[2, 1, 1, 1] - cost["tiny"] == 2 * 18 * c1 * c1 * 128 * 128       # one more repeat, encoder and decoder
+    assert (4 * cost["tiny"] - cost["large"]) / 3 < 0.04 * cost["large"]
+    assert cost["tiny"] < 2e9
+
+
+@pytest.mark.parametrize("name", ["dynet", "promptir", "gunet_t", "anydepth"])
 def test_every_weight_takes_part(name):
     model = tiny(name).train()
+    if name == "anydepth":                      # its context tells nothing at first, and so learns nothing in the first step
+        torch.nn.init.normal_(model.context.tell.weight, std=0.1)
     model(torch.rand(2, 3, 32, 32)).square().mean().backward()
     idle = [key for key, weight in model.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0]
     assert not idle

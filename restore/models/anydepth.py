@@ -1,6 +1,7 @@
 """AnyDepth: DyNet's idea, one block a level repeated at will, in plain convolutions at half resolution.
 
-What is special here: all but 0.27 GMACs (at 256x256) lie in the repeated blocks, so the depth really buys or saves time; all are dense 3x3 or 1x1 convolutions, which CPUs and GPUs run near their matrix rate. A block is told where it is
+What is special here: nearly all multiply-accumulates lie in the repeated blocks, so the depth really buys or saves time,
+and all are dense 3x3 and 1x1 convolutions, which CPUs and GPUs run near their matrix rate. A block is told where it is
 in its loop (t/T, 1/T; LoopFormer, arXiv 2602.11451), skips are added (SymUNet), and instead of prompt pictures one
 vector, the mean of the latent, tells the decoder what degradation was seen. DyNet: arXiv 2404.02154.
 """
