@@ -2,6 +2,7 @@
 
   python -m pretrain RECIPE [--key value ...] [-o OUT] [--resume]   train (torchrun -m pretrain ... on several devices)
   python -m pretrain plan RECIPE [--key value ...]                   what the run will cost, before it runs
+  python -m pretrain study STUDY [--key value ...] [-o OUT] [--resume] [--plan]   many small runs compared at equal cost
   python -m pretrain bench [--help]                                  speed of a training step and of the data pipeline
 """
 
@@ -19,6 +20,8 @@ def main(argv=None):
         return guarded("pretrain bench", bench, argv[1:])
     if command == "plan":
         return guarded("pretrain plan", _plan, argv[1:])
+    if command == "study":
+        return guarded("pretrain study", _study, argv[1:])
     if command in ("", "-h", "--help") and len(argv) < 2:
         print(__doc__.strip() + "\n\npython -m pretrain RECIPE --help lists every key of a recipe.")
         return 0 if argv else 2
@@ -47,6 +50,24 @@ def _plan(argv):
     )
     from .plan import plan
     print(plan(recipe, 2 if options["timed"] is None else options["timed"]))
+
+
+def _study(argv):
+    from restore.recipe import parse_command
+
+    from . import study as studies
+    study, options = parse_command(studies.Study, "python -m pretrain study", studies.__doc__, argv, [
+        (["--plan"], {"action": "store_true", "help": "print the runs and the hours that they will take, and stop"}),
+        (["--only"], {"nargs": "+", "metavar": "ARM", "help": "run these arms alone"}),
+        (["--part"], {"metavar": "I/N", "help": "every N-th run from the I-th, for N processes side by side"}),
+    ])
+    out = Path(options["out"] or Path("runs") / Path(options["recipe_file"]).stem)
+    part = studies.parse_part(options["part"])
+    if (out / studies.FOLDER).exists() and not options["resume"] and not options["plan"]:
+        raise studies.RestoreError(f"{out}: holds a study; add --resume to go on, or choose another folder")
+    print(studies.estimate(study, out), flush=True)
+    if not options["plan"]:
+        studies.go(study, out, options["only"] or (), part)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ With ``targets.tasks`` the crop gets one of the degradations that are to be rest
 
 import torch
 
-from restore.data import CleanImages, crop, numpy_rng, random_window, torch_generator
+from restore.data import CleanImages, crop, numpy_rng, order, random_window, torch_generator
 from restore.degradations.haze import random_haze
 from restore.degradations.jpeg import jpeg
 from restore.degradations.masking import mask
@@ -24,28 +24,48 @@ class Mixture:
     def __init__(self, corpus, recipe, device="cpu"):
         self.recipe, self.device = recipe, torch.device(device)
         self.images = CleanImages(corpus, recipe.seed, recipe.data.cache_mb, device)
+        self.pool = {}                  # of the recipe's data.pool samples, those made so far
 
     def sample(self, k):
+        rng, generator = numpy_rng(self.recipe.seed, k), torch_generator(self.recipe.seed, k, self.device)
+        target, degraded, task, skipped = self._pooled(k) if self.recipe.data.pool else self._made(k, rng, generator)
+        degraded = masked(degraded, self.recipe.masking, rng, generator)
+        return {"input": degraded, "target": target, "task": task, "skipped": "\n".join(skipped)}
+
+    def _made(self, k, rng, generator):
         image, skipped = self.images.fetch(k)
         height, width = image.shape[1:] if isinstance(image, torch.Tensor) else image.shape[:2]
-        rng, generator = numpy_rng(self.recipe.seed, k), torch_generator(self.recipe.seed, k, self.device)
         target = crop(image, self.recipe.data.crop, random_window(height, width, self.recipe.data.crop, rng))
-        degraded, task = degrade(target, self.recipe, rng, generator)
-        return {"input": degraded, "target": target, "task": task, "skipped": "\n".join(skipped)}
+        return target, *degrade(target, self.recipe, rng, generator), skipped
+
+    def _pooled(self, k):
+        """A sample of the pool, mirrored or not; rain does not fall sideways, so it is never turned."""
+        seed, count = self.recipe.seed, self.recipe.data.pool
+        place = order(seed, k, count)
+        if place not in self.pool:
+            made = self._made(place, numpy_rng(seed, place, 7), torch_generator(seed, place, self.device))
+            self.pool[place] = (made[0].mul(255).round().byte(), made[1].half(), *made[2:])
+        target, degraded, task, skipped = self.pool[place]
+        turn = (lambda image: image.flip(2)) if numpy_rng(seed, k, 8).integers(2) else lambda image: image
+        return turn(target.float().div_(255)), turn(degraded.float()), task, skipped if k < count else []
+
+    def __getstate__(self):                         # a worker makes its own
+        return {**self.__dict__, "pool": {}}
 
 
 def degrade(target, recipe, rng, generator):
-    """``(degraded, task)`` of a clean crop; ``task`` is its index in TASKS, or 0 where nothing is classified."""
+    """``(degraded, task)`` of a clean crop, without masks; ``task`` is its index in TASKS, or 0 where nothing is
+    classified."""
     if recipe.targets.tasks:
-        degraded, task = _target_degradation(target, recipe.targets, rng, generator)
-    else:
-        degraded, task = _artefacts(target, recipe, rng, generator), 0
-    masking = recipe.masking
-    if rng.random() < masking.probability:
-        degraded = mask(
-            degraded, generator, patch=int(rng.choice(masking.patch)), ratio=float(rng.uniform(*masking.ratio))
-        )
-    return degraded, task
+        return _target_degradation(target, recipe.targets, rng, generator)
+    return _artefacts(target, recipe, rng, generator), 0
+
+
+def masked(image, masking, rng, generator):
+    """``image`` with patches painted black in a share of the samples, as :class:`pretrain.recipe.Masking` says."""
+    if rng.random() >= masking.probability:
+        return image
+    return mask(image, generator, patch=int(rng.choice(masking.patch)), ratio=float(rng.uniform(*masking.ratio)))
 
 
 def _artefacts(target, recipe, rng, generator):

@@ -68,9 +68,8 @@ def _strategies(recipe, names, cost, seconds):
     rows = [("separately, each", dict.fromkeys(names, 1.0))]
     for strategy in ("alternate", "per_sample", "sandwich", "largest_only", *others):
         chosen = "* " if strategy == recipe.branches.strategy else "  "
-        rows.append(
-            (chosen + strategy, branching.shares(dataclasses.replace(recipe.branches, strategy=strategy), names))
-        )
+        other = recipe.branches if chosen == "* " else dataclasses.replace(recipe.branches, strategy=strategy, grow=0.0)
+        rows.append((chosen + strategy, branching.shares(other, names)))
     seen = "samples seen by each depth"
     lines = [f"{'':20}{'GMACs':>10}  {seen:<{column * len(names)}}{'PMACs':>10}  of separate training, with",
              f"{'':20}{'a step':>10}  " + "".join(f"{name:<{column}}" for name in names)

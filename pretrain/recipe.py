@@ -31,6 +31,8 @@ class Data:
     split: of a dataset, and the subfolder of that name in a folder of shards.
     crop: side of the training crops in pixels; smaller images are mirrored up to it.
     cache_mb: decoded images that each worker keeps, in megabytes; it changes the speed alone.
+    pool: make only so many samples and use them again and again, in another order and mirrored or not; masks are drawn
+        anew. For a slow CPU, where making rain and haze takes longer than a step of a small network. 0: always new ones.
     on_device: keep the decoded images on the GPU and crop and degrade them there (workers: 0); JPEG is still made on
         the CPU.
     """
@@ -41,6 +43,7 @@ class Data:
     streaming: bool = False
     crop: int = 128
     cache_mb: float = 256.0
+    pool: int = 0
     on_device: bool = False
 
     def check(self):
@@ -48,8 +51,9 @@ class Data:
             raise RestoreError("source: give a folder of clean images, shards, or a Hugging Face dataset")
         if not 8 <= self.crop <= 4096:
             raise RestoreError(f"crop: {self.crop} is not in 8..4096 pixels")
-        if self.cache_mb < 0:
-            raise RestoreError(f"cache_mb: {self.cache_mb} is negative")
+        for key in ("cache_mb", "pool"):
+            if getattr(self, key) < 0:
+                raise RestoreError(f"{key}: {getattr(self, key)} is negative")
 
 
 @dataclasses.dataclass
@@ -136,7 +140,11 @@ class Validation:
 
 @dataclasses.dataclass
 class Recipe(Training):
-    """A pre-training run. The keys of :class:`restore.settings.Training` stand beside these at the top."""
+    """A pre-training run. The keys of :class:`restore.settings.Training` stand beside these at the top.
+
+    start: a checkpoint of the same network whose weights the run begins with; empty for fresh ones.
+    """
+    start: str = ""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     noise: Noise = field(default_factory=Noise)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from restore import checkpoint
 from restore.corpus import digest, hold_out, open_corpus
 from restore.depth import parse_depth
 from restore.errors import ImageError, RestoreError
@@ -13,9 +14,10 @@ from .mixture import Mixture, validation_pairs
 from .recipe import TASKS
 
 
-def run(recipe, out, resume=False):
+def run(recipe, out, resume=False, samples=None):
     """Pre-train as the :class:`pretrain.recipe.Recipe` says; returns the folder ``out/final``.
 
+    samples: the recipe's own :class:`Mixture`, from a run before with the same data, which holds them in memory.
     Raises RestoreError: nothing usable in the corpus, or what :func:`restore.training.train` raises.
     """
     model = build_model(recipe)
@@ -23,7 +25,7 @@ def run(recipe, out, resume=False):
     classify = bool(recipe.targets.tasks and recipe.targets.classify)
     return train(
         model,
-        Mixture(corpus, recipe, data_device(recipe)),
+        samples or Mixture(corpus, recipe, data_device(recipe)),
         recipe,
         out,
         resume=resume,
@@ -35,7 +37,7 @@ def run(recipe, out, resume=False):
 
 
 def build_model(recipe):
-    """The network with fresh weights that only ``recipe.seed`` decides."""
+    """The network with fresh weights that only ``recipe.seed`` decides, or with those of ``recipe.start``."""
     options = dict(recipe.model.options)
     if recipe.model.depths:
         options["depths"] = recipe.model.depths
@@ -43,9 +45,15 @@ def build_model(recipe):
             options["default_depth"] = max(recipe.model.depths, key=lambda name: sum(recipe.model.depths[name]))
     torch.manual_seed(recipe.seed)
     try:
-        return create_model(recipe.model.name, **options)
+        model = create_model(recipe.model.name, **options)
     except RestoreError as error:
         raise RestoreError(f"model: {error}") from None
+    if recipe.start:
+        try:
+            model.load_state_dict(checkpoint.load(recipe.start).state_dict())
+        except RuntimeError:
+            raise RestoreError(f"start: {recipe.start} holds another network than the recipe's {model.name}") from None
+    return model
 
 
 def build_data(recipe):

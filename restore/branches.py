@@ -34,11 +34,15 @@ class Branches:
     probability: chance of each depth by name, for ``alternate`` and ``per_sample``; empty means equal chances.
     groups: for ``per_sample``: number of groups in a micro-batch; 0 means one group per sample.
     distill: for ``sandwich``: the smaller depths learn the largest one's detached output (arXiv 2003.11142).
+    grow: share of the run in which the depths come in one after another, by their cost: the cheapest alone at first, all
+        of them from then on. With shared weights cheap steps teach the deep ones too (progressive stacking, Gong et al.
+        2019), and the same multiply-accumulates buy more of them. 0: all depths from the start.
     """
     strategy: str = "alternate"
     probability: dict[str, float] = dataclasses.field(default_factory=dict)
     groups: int = 0
     distill: bool = False
+    grow: float = 0.0
 
     def check(self):
         if self.strategy not in STRATEGIES and not self.strategy.startswith("single:"):
@@ -47,16 +51,21 @@ class Branches:
             raise RestoreError(f"groups: {self.groups} is negative")
         if any(p < 0 for p in self.probability.values()) or (self.probability and not sum(self.probability.values())):
             raise RestoreError(f"probability: {self.probability} must be positive or 0, and not all 0")
+        if not 0 <= self.grow < 1:
+            raise RestoreError(f"grow: {self.grow} is not from 0 to below 1")
+        if self.grow and (self.strategy == "largest_only" or self.strategy.startswith("single:")):
+            raise RestoreError(f"grow: {self.strategy} trains one depth alone, so nothing can come in later")
         if self.distill and self.strategy != "sandwich":
             raise RestoreError(f"distill: only the sandwich strategy distils, not {self.strategy}")
 
 
-def plan(branches, depths, seed, step, micro=0, rows=1):
+def plan(branches, depths, seed, step, micro=0, rows=1, steps=0):
     """The passes over micro-batch ``micro`` of a training step: a list of :class:`Pass`, whose weights add up to 1.
 
     depths: names of the depths to train, the cheapest first, as :func:`depth_names` gives them. rows: samples in the
-        micro-batch.
+        micro-batch. steps: of the whole run; only ``branches.grow`` looks at it.
     """
+    depths = depths[:_grown(branches, len(depths), step, steps)]
     if branches.strategy.startswith("single:"):
         return [Pass(branches.strategy.partition(":")[2], slice(0, rows), 1.0)]
     if branches.strategy == "largest_only" or len(depths) == 1:
@@ -73,8 +82,17 @@ def plan(branches, depths, seed, step, micro=0, rows=1):
     return [Pass(name, slice(0, rows), 1 / len(names), branches.distill and i > 0) for i, name in enumerate(names)]
 
 
+def _grown(branches, count, step, steps):
+    """How many of ``count`` depths, the cheapest first, take part in a step."""
+    if step >= branches.grow * steps:
+        return count
+    return 1 + int((count - 1) * step / (branches.grow * steps))
+
+
 def _draw(branches, depths, rng):
     chances = np.array([branches.probability.get(name, 0.0) if branches.probability else 1.0 for name in depths])
+    if not chances.sum():                   # of the depths that take part already, none has a chance
+        chances[:] = 1
     return depths[rng.choice(len(depths), p=chances / chances.sum())]
 
 
@@ -122,6 +140,11 @@ def depth_costs(model, names, side=64):
 
 def shares(branches, names):
     """How often, on average, a sample goes through each depth in a step; ``names`` with the cheapest first."""
+    if branches.grow and len(names) > 1:
+        whole = dataclasses.replace(branches, grow=0.0)
+        stages = [(1 - branches.grow, names), *((branches.grow / (len(names) - 1), names[:k]) for k in range(1, len(names)))]
+        parts = [(weight, shares(whole, some)) for weight, some in stages]
+        return {name: sum(weight * part.get(name, 0.0) for weight, part in parts) for name in names}
     if branches.strategy == "largest_only" or len(names) == 1:
         return {names[-1]: 1.0}
     if branches.strategy.startswith("single:"):
@@ -129,4 +152,6 @@ def shares(branches, names):
     if branches.strategy == "sandwich":
         return {name: 1.0 if name in (names[0], names[-1]) else 1 / (len(names) - 2) for name in names}
     chances = {name: branches.probability.get(name, 0.0) if branches.probability else 1.0 for name in names}
+    if not sum(chances.values()):
+        chances = dict.fromkeys(names, 1.0)
     return {name: chance / sum(chances.values()) for name, chance in chances.items()}

@@ -78,16 +78,22 @@ def read(cls, path, overrides=()):
     if not isinstance(values, dict):
         raise RestoreError(f"{path}: expected keys and values, got {values!r}")
     for key, value in overrides:
-        *groups, last = key.split(".")
-        inner = values
-        for group in groups:
-            if inner.get(group) is None:
-                inner[group] = {}
-            inner = inner[group]
-            if not isinstance(inner, dict):
-                raise RestoreError(f"{path}: {group} is {inner!r} there, so {key} cannot be given")
-        inner[last] = value
+        set_key(values, key, value, f"{path}: ")
     return from_dict(cls, values)
+
+
+def set_key(values, key, value, where=""):
+    """Set a dotted key in nested dictionaries, replacing what stands there; RestoreError where a part of it is no
+    dictionary."""
+    *groups, last = key.split(".")
+    inner = values
+    for group in groups:
+        if inner.get(group) is None:
+            inner[group] = {}
+        inner = inner[group]
+        if not isinstance(inner, dict):
+            raise RestoreError(f"{where}{group} is {inner!r} there, so {key} cannot be given")
+    inner[last] = value
 
 
 def _convert(hint, value, where):

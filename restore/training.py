@@ -195,7 +195,9 @@ class _Run:
             self.ahead = None
             self._count_broken(batch)
             batch = self.criterion.prepare(batch)
-            passes = branching.plan(recipe.branches, self.depths, recipe.seed, self.step, micro, self.micro_batch)
+            passes = branching.plan(
+                recipe.branches, self.depths, recipe.seed, self.step, micro, self.micro_batch, recipe.steps
+            )
             largest = None
             for i, item in enumerate(passes):
                 last = micro == recipe.accumulate - 1 and i == len(passes) - 1

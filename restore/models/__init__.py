@@ -8,9 +8,11 @@ from .anydepth import AnyDepth
 from .dynet import DyNet
 from .gunet import BLOCKS, GUNet
 from .promptir import PromptIR
+from .untied import Untied
 
 MODELS = {
     "anydepth": AnyDepth,
+    "anydepth_untied": Untied,
     "dynet": DyNet,
     "promptir": PromptIR,
     **{name: functools.partial(GUNet, name=name, blocks=blocks) for name, blocks in BLOCKS.items()},
