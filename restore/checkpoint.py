@@ -104,10 +104,13 @@ def _read_ours(path):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("anydepth")
+            is_adapter = "anydepth-adapter" in (file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()} if metadata else {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({_first_line(error)}). "
                               "Fetch or write it again.") from error
+    if is_adapter:
+        raise CheckpointError(f"{path}: this is the adapter of a network, not a network; give it with --adapter")
     if metadata is None:
         raise CheckpointError(f"{path}: safetensors without our configuration; bring it in with: "
                               f"restore import {path.name} -o model.safetensors")

@@ -40,6 +40,8 @@ class Restorer:
     installed; another one than torch exports the network on first use and keeps the file in the user's cache.
     ``model`` may also be a file of ``restore export`` (``.onnx``, ``.xml``, ``.pt2``), which brings its runtime.
 
+    ``adapter`` is an :class:`restore.adapter.Adapter` or its file; :meth:`adapted` switches it on and off.
+
     **Tiles change the result slightly**: channel attention and prompts look at the whole of what they are given. Noise in
     tiles of 208 pixels came within 47 dB PSNR of the whole; haze, which is one for the whole image, needs tiles as
     large as memory allows. More overlap than the default brought nothing. With
@@ -48,7 +50,7 @@ class Restorer:
     """
 
     def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=32, budget=None,
-                 runtime="torch"):
+                 runtime="torch", adapter=None):
         if precision not in PRECISIONS:
             raise RestoreError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
         if overlap < 0:
@@ -57,13 +59,16 @@ class Restorer:
         self.memory = None if memory is None else parse_memory(memory)
         self.precision = precision
         if str(model).endswith((".onnx", ".xml", ".pt2")) and isinstance(model, (str, os.PathLike)):
+            if adapter is not None:
+                raise RestoreError(f"{model}: an exported file takes no adapter; export its checkpoint anew with --adapter")
             from .runtimes import FileNetwork
             self.device = choose_device("cpu")
             model = FileNetwork(model, precision)
         elif isinstance(model, (str, os.PathLike)):
             from .checkpoint import load
             model = load(model, self.device)
-        self.model = model.to(self.device).eval()
+        self.base = model.to(self.device).eval()
+        self.model = self._with(adapter)
         if (depth == "auto") != (budget is not None):
             raise RestoreError("depth auto and a budget such as 200ms, 20gmacs or 1GB go together")
         self.budget = None
@@ -142,12 +147,25 @@ class Restorer:
             other._choose_network()
         return other
 
+    def adapted(self, adapter):
+        """This restorer with another adapter, its file, or None for none; all weights that it leaves alone are shared."""
+        other = copy.copy(self)
+        other.model, other._cost = self._with(adapter), None
+        other._choose_network()
+        return other
+
     def on(self, runtime):
         """This restorer on another runtime, at the same depth and with the same settings."""
         other = copy.copy(self)
         other.runtime, other._cost = runtime, None
         other._choose_network()
         return other
+
+    def _with(self, adapter):
+        if adapter is None:
+            return self.base
+        from .adapter import Adapter, load
+        return (adapter if isinstance(adapter, Adapter) else load(adapter)).merged(self.base)
 
     def for_size(self, height, width):
         """This restorer at the depth that its budget allows for such an image; itself if it has no budget."""

@@ -129,8 +129,8 @@ def _open_openvino(path, precision):
 
 def _open_torch(path, precision):
     extra = {"anydepth.json": ""}
-    program = torch.export.load(path, extra_files=extra)
-    return program.module(), _ours(json.loads(extra["anydepth.json"] or "{}"))
+    run = torch.export.load(path, extra_files=extra).module()
+    return lambda x: run(x), _ours(json.loads(extra["anydepth.json"] or "{}"))
 
 
 def _ours(metadata):

@@ -188,16 +188,17 @@ class Folder(Competitor):
         return _file_hash(self.find(image.name, entry))
 
 
-def competitors(models, depths, restored, device, alone):
+def competitors(models, depths, restored, device, alone, adapters=()):
     """All rows for the command line's ``--model``, ``--depth`` and ``--restored``; ``alone`` says that one entry is run.
 
     A network is loaded once and appears at every depth asked for; ``all`` means every depth that it names, none of them
-    its default. Networks of one fixed depth appear once. Raises :class:`RestoreError` for what cannot be loaded.
+    its default. Networks of one fixed depth appear once. A network of ours appears again with each of the ``adapters``, which are
+    files. Raises :class:`RestoreError` for what cannot be loaded.
     """
     rows = []
     for text in models:
         name, what = _named(text)
-        rows += _open(name, what, depths, device)
+        rows += _open(name, what, depths, device, adapters)
     for text in restored:
         name, what = _named(text)
         if not Path(what).is_dir():
@@ -215,7 +216,7 @@ def _named(text):
     return (name, what) if equals and not Path(text).exists() else (None, str(text))
 
 
-def _open(name, what, depths, device):
+def _open(name, what, depths, device, adapters):
     if what in classical.METHODS:
         return [Classical(name or what, what)]
     file, _, function = what.rpartition(":")
@@ -226,6 +227,7 @@ def _open(name, what, depths, device):
         if not path.is_file():
             raise RestoreError(f"--model {what}: no such file")
         return [Onnx(name or path.stem, path)]
+    from ..adapter import load as load_adapter
     model = _load(path, what)
     if not hasattr(model, "repeats"):
         return [Spandrel(name or path.stem, model, what, device)]
@@ -234,7 +236,9 @@ def _open(name, what, depths, device):
     for depth in depths if model.depths else []:
         wanted += sorted(model.depths, key=lambda known: sum(model.depths[known])) if depth == "all" else [depth]
     wanted = list(dict.fromkeys(wanted)) or [None]
-    return [Network(f"{name}@{depth}" if depth is not None else name, model, what, _parsed(depth), device) for depth in wanted]
+    networks = [(name, model), *((f"{name}+{Path(file).stem}", load_adapter(file).merged(model)) for file in adapters)]
+    return [Network(f"{title}@{depth}" if depth is not None else title, network, what, _parsed(depth), device)
+            for title, network in networks for depth in wanted]
 
 
 def _parsed(depth):

@@ -28,6 +28,8 @@ def add_arguments(parser):
                              "input, median, nlm, bm3d, dcp; repeatable (default: input)")
     parser.add_argument("--depth", metavar="D", action="append", default=[],
                         help="small, large, repeats such as 2,3,3,4, or all; repeatable (default: the network's own)")
+    parser.add_argument("--adapter", metavar="FILE", action="append", default=[],
+                        help="score every network of ours with this adapter too; repeatable")
     parser.add_argument("--restored", metavar="[NAME=]DIR", action="append", default=[],
                         help="score a folder of restored images (PNG of 8 or 16 bits, or .npy)")
     parser.add_argument("--write-inputs", metavar="DIR", help="write the degraded images to DIR/ENTRY/NAME.png and stop")
@@ -89,7 +91,7 @@ def _bench(suite, located, args):
         torch.backends.cudnn.deterministic = True
     models = args.model or ([] if args.restored else ["input"])
     present = [key for key, place in located.items() if place]
-    rows = competitors.competitors(models, args.depth, args.restored, device, alone=len(present) == 1)
+    rows = competitors.competitors(models, args.depth, args.restored, device, alone=len(present) == 1, adapters=args.adapter)
     cache = Cache(None if args.no_cache else args.cache or default_folder())
     total = sum(min(args.first or len(place.items), len(place.items)) for place in located.values() if place)
     with tqdm(total=total, unit="image", disable=None, file=sys.stderr) as bar:

@@ -12,6 +12,7 @@ from .info import parse_size
 def add_arguments(parser):
     parser.add_argument("model", metavar="MODEL", help="bundled name, checkpoint folder or .safetensors")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="NAME.onnx, NAME.xml (OpenVINO) or NAME.pt2 (torch)")
+    parser.add_argument("--adapter", metavar="FILE", help="of python -m finetune adapt: its changes go into the file's weights")
     parser.add_argument("--format", choices=("onnx", "openvino", "torch"), help="default: by the suffix of OUT")
     parser.add_argument("-d", "--depth", metavar="D", help="default: the model's")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16"), help="of the stored weights (default: %(default)s)")
@@ -31,6 +32,9 @@ def run(args):
         raise RestoreError(f"-o {args.output}: the name ends in {', '.join(by_suffix)}")
     size = None if args.size == "dynamic" else parse_size(args.size)
     model = load(args.model)
+    if args.adapter:
+        from .. import adapter
+        model = adapter.load(args.adapter).merged(model)
     error = export(model, args.output, args.format or by_suffix[suffix], args.depth, size, args.precision, args.license)
     print(f"{args.model}: {model.name}, depth {format_depth(model.repeats(args.depth)) or 'fixed'}, size {args.size} -> {args.output}\n"
           f"differs from the network by {error:.1e} of the change that it makes, at two sizes (allowed: {TOLERANCE[args.precision]:.0e})")

@@ -1,6 +1,7 @@
 """What a network is: its parameters, its depths and what each costs for one image.
 
-MODEL is a bundled name, a checkpoint folder, a .safetensors file, or the name of a network (fresh weights).
+MODEL is a bundled name, a checkpoint folder, a .safetensors file, or the name of a network (fresh weights). Adapters made for
+it that lie in its folder, or in one below that, are listed.
 """
 
 import json
@@ -41,7 +42,18 @@ def describe(name, height, width, depths=()):
              for label in chosen}
     return {"model": name, "network": model.name, "parameters": count_parameters(model), "size": [height, width],
             "multiple": model.multiple, "default_depth": model.default_depth, "depths": costs,
-            "config": model.config, "provenance": model.provenance}
+            "config": model.config, "provenance": model.provenance, "adapters": _adapters(name, model)}
+
+
+def _adapters(name, model):
+    """The adapters for ``model`` beside its checkpoint: their facts, with ``file``; none for a network with fresh weights."""
+    from ..adapter import beside
+    from ..checkpoint import find
+    try:
+        checkpoint = find(name)
+    except CheckpointError:
+        return []
+    return [{"file": str(path), **facts} for path, facts in beside(checkpoint, model)]
 
 
 def parse_size(text):
@@ -77,4 +89,8 @@ def _text(report):
             lines.append(f"  {key}: {value}")
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             lines.append(f"  {key}: {'; '.join(value)}")
+    for facts in report["adapters"]:
+        lines.append(f"  adapter {facts['file']}: " + ", ".join(
+            f"{key} {value}" for key, value in facts.items() if key in ("task", "rank", "parameters") and value is not None))
+        lines += [f"    {key}: {value}" for key, value in facts.get("measured", {}).items()]
     return "\n".join(lines)

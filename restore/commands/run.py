@@ -34,6 +34,7 @@ def add_arguments(parser):
     parser.add_argument("-o", "--output", metavar="OUT", help="a folder, or for a single input a file")
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="M",
                         help="bundled name, checkpoint folder or .safetensors (default: %(default)s)")
+    parser.add_argument("--adapter", metavar="FILE", help="of python -m finetune adapt, for this model; works at every depth")
     parser.add_argument("-d", "--depth", metavar="D", help="small, large, repeats such as 2,3,3,4, or auto "
                         "with --budget (default: the model's)")
     parser.add_argument("--budget", metavar="B", help="for each image the best depth within 200ms, 20gmacs or 1GB (times are "
@@ -132,10 +133,10 @@ def _restorer(args):
     keep_freed_memory()
     depth = args.depth or ("auto" if args.budget else None)
     restorer = Restorer(args.model, depth, _device(args.device), args.precision, args.memory, budget=args.budget,
-                        runtime=args.runtime)
+                        runtime=args.runtime, adapter=args.adapter)
     depth = f"within {args.budget}" if args.budget else format_depth(restorer.depth) or "fixed"
     print(f"{args.model}: {restorer.model.name}, depth {depth}, "
-          f"{restorer.device}, {args.precision}", file=sys.stderr)
+          f"{restorer.device}, {args.precision}{f', adapter {args.adapter}' if args.adapter else ''}", file=sys.stderr)
     return restorer
 
 

@@ -16,6 +16,7 @@ def add_arguments(parser):
     parser.add_argument("-m", "--model", default="anydepth", metavar="M", help="default: %(default)s")
     parser.add_argument("-d", "--depth", metavar="D", help="default: the model's")
     parser.add_argument("--device", default="auto", help="default: %(default)s")
+    parser.add_argument("--adapter", metavar="FILE", help="of python -m finetune adapt, as for restore run")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: %(default)s")
     parser.add_argument("--memory", metavar="SIZE", help="budget such as 2GB, as for restore run")
     parser.add_argument("--crf", type=int, default=16, metavar="Q", help="of x264, 0 (lossless) to 51 (default: %(default)s)")
@@ -39,9 +40,9 @@ def run(args):
     from ..memory import keep_freed_memory
     from ..restorer import Restorer
     keep_freed_memory()
-    restorer = Restorer(args.model, args.depth, args.device, args.precision, args.memory)
+    restorer = Restorer(args.model, args.depth, args.device, args.precision, args.memory, adapter=args.adapter)
     depth = format_depth(restorer.depth) or "fixed"
-    restorer.description = f"{args.model} {depth} {args.precision} {args.memory}"
+    restorer.description = f"{args.model} {depth} {args.precision} {args.memory}{f' {args.adapter}' if args.adapter else ''}"
     print(f"{args.model}: {restorer.model.name}, depth {depth}, {restorer.device}, {args.precision}", file=sys.stderr)
     with tqdm(total=frames, unit="frame", disable=None) as bar:
         count = restore_video(args.input, args.output, restorer, args.crf, bar.update)
