@@ -11,14 +11,17 @@ import platform
 import re
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from .depth import count_macs, format_depth
+from .depth import format_depth, macs_of_sizes
 from .errors import RestoreError
 from .files import write_bytes
 
 SIDE = 256                                   # of the image that is timed
+_counted = weakref.WeakKeyDictionary()       # network -> {repeats: its MACs as a function of the size}
+_measured = {}                               # what could not be written to the cache
 _UNITS = {"ms": ("seconds", 1e-3), "s": ("seconds", 1), "min": ("seconds", 60),
           "mmacs": ("macs", 1e6), "gmacs": ("macs", 1e9), "tmacs": ("macs", 1e12),
           "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "gb": ("bytes", 1e9),
@@ -67,13 +70,13 @@ def quality(model, name):
     """``(validated mean PSNR or -inf, MACs)`` of a named depth: what depths are ranked by."""
     scores = model.provenance.get("psnr", {}).get(name)
     mean = scores.get("mean", float("-inf")) if isinstance(scores, dict) else float("-inf")
-    return mean, count_macs(model, 64, 64, name)
+    return mean, macs(model, 64, 64, name)
 
 
 def cost(restorer, kind, height, width):
     """What one image takes with ``restorer`` at its depth: ``"seconds"``, ``"macs"`` or ``"bytes"``."""
     if kind == "macs":
-        return count_macs(restorer.model, height, width, restorer.depth)
+        return macs(restorer.model, height, width, restorer.depth)
     if kind == "bytes":
         fixed, per_pixel = restorer.footprint()
         tall, wide = restorer.tile(height, width)
@@ -85,14 +88,23 @@ def seconds(restorer, height, width):
     """Seconds that one image will take: measured at 256 x 256 (and remembered), in proportion to the tiles' MACs."""
     tall, wide = restorer.tile(height, width)
     model, depth = restorer.model, restorer.depth
-    work = count_macs(model, tall, wide, depth) * restorer.count_tiles(height, width)
-    return measured_seconds(restorer) * work / count_macs(model, SIDE, SIDE, depth)
+    work = macs(model, tall, wide, depth) * restorer.count_tiles(height, width)
+    return measured_seconds(restorer) * work / macs(model, SIDE, SIDE, depth)
+
+
+def macs(model, height, width, depth=None):
+    """What :func:`restore.depth.count_macs` gives, remembered for each network: an inference network does not change."""
+    known = _counted.setdefault(model, {})
+    repeats = model.repeats(depth)
+    if repeats not in known:
+        known[repeats] = macs_of_sizes(model, repeats or None)
+    return known[repeats](height, width)
 
 
 def measured_seconds(restorer):
     """Seconds of a 256 x 256 image with ``restorer``: from the cache, or measured now and put there."""
     key, path = _key(restorer), cache_folder() / "seconds.json"
-    known = _read(path)
+    known = {**_read(path), **_measured}
     if key not in known:
         import torch
         image = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -106,8 +118,8 @@ def measured_seconds(restorer):
         known = {**_read(path), key: min(times)}
         try:
             write_bytes(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
-        except OSError:                      # a read-only home: measured again next time
-            pass
+        except OSError:                      # a read-only home: measured again by the next process
+            _measured[key] = known[key]
     return known[key]
 
 

@@ -66,6 +66,39 @@ def count_macs(model, height, width, depth=None):
     24-megapixel image costs no more than a small one.
     """
     import torch
+    skeleton = copy.deepcopy(model, _sharing_weights(model)).to("meta").eval()
+    return _count(skeleton, torch.empty(1, 3, height, width, device="meta"), depth)
+
+
+def macs_of_sizes(model, depth=None):
+    """A function ``(height, width)`` that gives what :func:`count_macs` does without running the network each time.
+
+    What is counted grows in proportion to the pixels, padded to the network's multiple: two small images give the line and a
+    third must lie on it. Of a network that is not like this, or that is a file, each size is counted by itself.
+    """
+    import torch
+    weight = next(model.parameters(), None)
+    if weight is not None and weight.device.type != "meta":
+        copied = copy.deepcopy(model, _sharing_weights(model)).eval()
+        areas, counts = [], []
+        for side in (model.minimum + step * model.multiple for step in range(3)):
+            areas.append(_cells(model, side, side))
+            counts.append(_count(copied, weight.new_zeros(1, 3, side, side), depth))
+        per_cell, rest = divmod(counts[2] - counts[0], areas[2] - areas[0])
+        fixed = counts[0] - per_cell * areas[0]
+        if not rest and counts[1] == fixed + per_cell * areas[1]:
+            return lambda height, width: fixed + per_cell * _cells(model, height, width)
+    return lambda height, width: count_macs(model, height, width, depth)
+
+
+def _cells(model, height, width):
+    """How many squares of the network's multiple an image has once it is padded."""
+    rows, columns = (-(-max(model.minimum, side) // model.multiple) for side in (height, width))
+    return rows * columns
+
+
+def _count(model, x, depth):
+    import torch
     from torch import nn
 
     total = 0
@@ -82,16 +115,15 @@ def count_macs(model, height, width, depth=None):
         nonlocal total
         total += module.product_macs(inputs[0].shape)
 
-    skeleton = copy.deepcopy(model, _sharing_weights(model)).to("meta").eval()
     with contextlib.ExitStack() as hooks, torch.no_grad():
-        for module in skeleton.modules():
+        for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 hooks.enter_context(_hook(module, convolution))
             elif isinstance(module, nn.Linear):
                 hooks.enter_context(_hook(module, linear))
             elif hasattr(module, "product_macs"):
                 hooks.enter_context(_hook(module, products))
-        skeleton(torch.empty(1, 3, height, width, device="meta"), depth)
+        model(x, depth)
     return total
 
 

@@ -19,7 +19,12 @@ _FOCAL, _OFFSET, _BASELINE = 994.978, 31.086, 193.001
 
 def photo(name):
     """One of :data:`PHOTOS` as a uint8 array (h,w,3); raises :class:`RestoreError` if it is not there."""
-    return read_rgb8(_path(PHOTOS[name]))
+    return read_rgb8(file(name))
+
+
+def file(name):
+    """The path of one of :data:`PHOTOS`; raises :class:`RestoreError` if it is not there."""
+    return _path(PHOTOS[name])
 
 
 def depth(name):

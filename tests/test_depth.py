@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from restore import RestoreError, create_model
-from restore.depth import count_macs, count_parameters, format_depth, parse_depth
+from restore.depth import count_macs, count_parameters, format_depth, macs_of_sizes, parse_depth
 
 from test_models import TINY
 
@@ -60,3 +60,12 @@ def test_text_of_depths():
     assert format_depth((2, 3)) == "2,3" and parse_depth(format_depth((2, 3))) == (2, 3)
     with pytest.raises(RestoreError, match="2,3,,4"):
         parse_depth("2,3,,4")
+
+
+@pytest.mark.parametrize("name", ["dynet", "promptir", "gunet_t", "anydepth"])
+def test_the_line_through_small_sizes_is_the_count_of_every_size(name):
+    model = create_model(name, **TINY[name])
+    for depth in [None, *model.depths]:
+        counted = macs_of_sizes(model, depth)
+        for size in ((1, 1), (33, 100), (250, 64), (4000, 6000)):
+            assert counted(*size) == count_macs(model, *size, depth)

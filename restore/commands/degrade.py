@@ -46,7 +46,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    _check(args)
+    check(args)
     kinds = [kind for kind in KINDS if kind in args.kind or "all" in args.kind]
     images = expand(args.images)
     if args.depth_map and len(images) != 1:
@@ -56,7 +56,8 @@ def run(args):
     return _files(args, kinds, images)
 
 
-def _check(args):
+def check(args):
+    """Raise :class:`RestoreError` for a strength out of its range."""
     for name, low, high in (("sigma", 0, 1e4), ("quality", 1, 100), ("patch", 1, 1e6), ("ratio", 0, 1),
                             ("beta", 0, 1e3), ("airlight", 0, 1)):
         value = getattr(args, name)
@@ -86,14 +87,22 @@ def _files(args, kinds, images):
                 taken.add(target)
                 if target.exists() and target.samefile(path):
                     raise RestoreError(f"{path}: would be overwritten by its degraded version; choose another -o")
-                result = _degraders(args, relative.name, depth)[kind](image.pixels)
-                if image.gray:               # one channel of the result, so that grey noise keeps its strength
-                    result = result[1:2].expand(3, -1, -1)
-                write_image(target, image.with_pixels(result))
+                write_image(target, degraded(image, kind, args, relative.name, depth))
         except RestoreError as error:
             tqdm.write(f"restore degrade: error: {error}", file=sys.stderr)
             failed += 1
     return int(failed > 0)
+
+
+def degraded(image, kind, args, name, depth=None):
+    """The :class:`restore.image.Image` ``image`` with one of :data:`KINDS`, its strength and seed from the parsed ``args``.
+
+    ``name`` is the photo's file name, on which what is drawn depends; ``depth`` ``(h, w)`` is for haze.
+    """
+    result = _degraders(args, name, depth)[kind](image.pixels)
+    if image.gray:                           # one channel of the result, so that grey noise keeps its strength
+        result = result[1:2].expand(3, -1, -1)
+    return image.with_pixels(result)
 
 
 def _degraders(args, name, depth=None):
