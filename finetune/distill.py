@@ -92,7 +92,7 @@ def with_student(recipe):
         values = read_yaml(name)
         if not isinstance(values, dict) or "model" not in values:
             raise RestoreError(f"student: {name} has no section called model, as python -m finetune allocate writes it")
-        return dataclasses.replace(recipe, start="", model=from_dict(Model, values["model"], "model."))
+        return dataclasses.replace(recipe, start=values.get("start", ""), model=from_dict(Model, values["model"], "model."))
     start, depth = split_depth(name)
     if not depth:
         return dataclasses.replace(recipe, start=start)

@@ -53,10 +53,19 @@ def _spread(items, count):
     return [items[i] for i in sorted({int(i) for i in np.linspace(0, len(items) - 1, count)})] if items else []
 
 
+def centred_pairs(pairs, task, count, size):
+    """At most ``count`` of ``pairs`` (:class:`restore.layouts.Pair`), evenly spread, as validation pairs of ``task``."""
+    return [_centred_pair(pair, task, size) for pair in _spread(pairs, count)]
+
+
+def _centred_pair(pair, task, size):
+    both = _centre(PairCorpus("", [pair]).read(0), size)
+    return Pair(pair.name, task, both[:3], both[3:])
+
+
 def _pairs_of(source, item, size):
     if not isinstance(item, tuple):
-        both = _centre(PairCorpus("", [item]).read(0), size)
-        return [Pair(item.name, source.label, both[:3], both[3:])]
+        return [_centred_pair(item, source.label, size)]
     corpus, index = item
     name, clean = Path(corpus.raw(index)[0]).stem, _centre(corpus.read(index), size)
     task = source.task
