@@ -70,7 +70,8 @@ def _distill(argv):
 
 def _allocate(argv):
     parser = argparse.ArgumentParser(prog="python -m finetune allocate", description="Measure what each level of a network is "
-                                     "worth on pairs of images, and cut repeats and channels where that costs least, until it fits a budget.")
+                                     "worth on pairs of images, and cut repeats and channels where that costs least, until "
+                                     "it fits a budget.")
     parser.add_argument("checkpoint", help="of a network with depths, or a bundled name")
     parser.add_argument("--pairs", nargs="+", action="append", required=True, metavar="DIR",
                         help="a set of pairs, or two folders, degraded and clean; may be given again for another task")
