@@ -1,11 +1,13 @@
 """What a fine-tuning run is: the training loop's keys, the network, and below ``tasks`` the mixture."""
 
 import dataclasses
+import math
 from dataclasses import field
 from typing import Any, Literal
 
 from restore.errors import RestoreError
 from restore.layouts import TASKS
+from restore.recipe import require_rising, require_within
 from restore.training import Training
 
 # What can be made on clean images; the others need pairs. `camera` is sensor noise as a camera's JPEG shows it, `pairs` are pairs of
@@ -54,22 +56,18 @@ class Task:
             raise RestoreError("pairs: give pairs" + (", or clean images (clean) to make them on" if kind in SYNTHETIC else ""))
         if self.clean and kind not in SYNTHETIC:
             raise RestoreError(f"clean: {kind} cannot be made on clean images; it needs pairs")
-        if not 0 <= self.synthetic <= 1:
-            raise RestoreError(f"synthetic: {self.synthetic} is not in 0..1")
+        require_within(self, 0, 1, "synthetic")
         if not 0 < self.weight < float("inf"):
             raise RestoreError(f"weight: {self.weight} must be positive; leave a task out to have none of it")
-        if self.repeat < 1:
-            raise RestoreError(f"repeat: {self.repeat} must be at least 1")
+        require_within(self, 1, math.inf, "repeat")
         if not self.sigmas or not all(0 <= s <= 255 for s in self.sigmas):
             raise RestoreError(f"sigmas: {self.sigmas} must list levels in 0..255")
-        if self.sigma_range and not _rises(self.sigma_range, 0, 255):
-            raise RestoreError(f"sigma_range: {self.sigma_range} must be two rising levels in 0..255")
-        if not _rises(self.quality, 1, 100):
-            raise RestoreError(f"quality: {self.quality} must be two rising numbers in 1..100")
-        if self.shrink and not _rises(self.shrink, 1, 16):
-            raise RestoreError(f"shrink: {self.shrink} must be two rising factors from 1 to 16")
-        if self.holdout < 0:
-            raise RestoreError(f"holdout: {self.holdout} is negative")
+        if self.sigma_range:
+            require_rising(self, 0, 255, "sigma_range")
+        require_rising(self, 1, 100, "quality")
+        if self.shrink:
+            require_rising(self, 1, 16, "shrink")
+        require_within(self, 0, math.inf, "holdout")
 
 
 @dataclasses.dataclass
@@ -102,11 +100,8 @@ class Data:
     sha256: str = ""
 
     def check(self):
-        if not 16 <= self.crop <= 4096:
-            raise RestoreError(f"crop: {self.crop} is not in 16..4096 pixels")
-        for key in ("epoch", "cache_mb"):
-            if getattr(self, key) < 0:
-                raise RestoreError(f"{key}: {getattr(self, key)} is negative")
+        require_within(self, 16, 4096, "crop")
+        require_within(self, 0, math.inf, "epoch", "cache_mb")
 
 
 @dataclasses.dataclass
@@ -116,9 +111,7 @@ class Validation:
     side: int = 256
 
     def check(self):
-        for key in ("images", "side"):
-            if getattr(self, key) < 0:
-                raise RestoreError(f"{key}: {getattr(self, key)} is negative")
+        require_within(self, 0, math.inf, "images", "side")
 
 
 @dataclasses.dataclass
@@ -150,18 +143,12 @@ class Recipe(Training):
                 raise RestoreError(f"tasks.{name}.{error}") from None
         if not self.steps and not self.epochs:
             raise RestoreError("steps: say how long to train, in steps or in epochs")
-        if self.epochs < 0 or self.warmup_epochs < 0:
-            raise RestoreError(f"epochs: {self.epochs} and warmup_epochs: {self.warmup_epochs} must not be negative")
+        require_within(self, 0, math.inf, "epochs", "warmup_epochs")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise RestoreError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of the {self.epochs} epochs")
-        if not 0 <= self.freeze_norms <= 1:
-            raise RestoreError(f"freeze_norms: {self.freeze_norms} is not in 0..1")
+        require_within(self, 0, 1, "freeze_norms")
         if self.data.on_device and self.workers:
             raise RestoreError(f"data.on_device: samples are then made in the training process; set workers: 0, not {self.workers}")
         # the loop's own rules, with a stand-in for what is only known once the data are counted
         known = dataclasses.replace(self, steps=self.steps or self.warmup + 1, batch_size=self.batch_size or 1, lr=self.lr or 1.0)
         Training.check(known)
-
-
-def _rises(pair, lowest, highest):
-    return len(pair) == 2 and lowest <= pair[0] <= pair[1] <= highest

@@ -65,9 +65,10 @@ def _study(argv):
     part = studies.parse_part(options["part"])
     if (out / studies.FOLDER).exists() and not options["resume"] and not options["plan"]:
         raise studies.RestoreError(f"{out}: holds a study; add --resume to go on, or choose another folder")
-    print(studies.estimate(study, out), flush=True)
+    planned = studies.runs(study, out)
+    print(studies.estimate(study, planned), flush=True)
     if not options["plan"]:
-        studies.go(study, out, options["only"] or (), part)
+        studies.go(study, out, planned, options["only"] or (), part)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ DyNet's authors published neither code nor most of these numbers; what is theirs
 """
 
 import dataclasses
+import math
 from dataclasses import field
 from typing import Any, Literal
 
 from restore.errors import RestoreError
+from restore.recipe import require_rising, require_within
 from restore.settings import Training
 
 TASKS = ("noise", "rain", "haze")
@@ -49,11 +51,8 @@ class Data:
     def check(self):
         if not self.source:
             raise RestoreError("source: give a folder of clean images, shards, or a Hugging Face dataset")
-        if not 8 <= self.crop <= 4096:
-            raise RestoreError(f"crop: {self.crop} is not in 8..4096 pixels")
-        for key in ("cache_mb", "pool"):
-            if getattr(self, key) < 0:
-                raise RestoreError(f"{key}: {getattr(self, key)} is negative")
+        require_within(self, 8, 4096, "crop")
+        require_within(self, 0, math.inf, "cache_mb", "pool")
 
 
 @dataclasses.dataclass
@@ -69,9 +68,8 @@ class Noise:
     truncate: bool = False
 
     def check(self):
-        _share(self, "probability", "random")
-        _range(self, "sigma", 0, 255)
-        _range(self, "amplitude", 0, 255)
+        require_within(self, 0, 1, "probability", "random")
+        require_rising(self, 0, 255, "sigma", "amplitude")
 
 
 @dataclasses.dataclass
@@ -81,8 +79,8 @@ class Jpeg:
     quality: tuple[int, int] = (20, 90)
 
     def check(self):
-        _share(self, "probability")
-        _range(self, "quality", 1, 100)
+        require_within(self, 0, 1, "probability")
+        require_rising(self, 1, 100, "quality")
 
 
 @dataclasses.dataclass
@@ -93,8 +91,8 @@ class Masking:
     patch: list[int] = field(default_factory=lambda: [16])
 
     def check(self):
-        _share(self, "probability")
-        _range(self, "ratio", 0, 1)
+        require_within(self, 0, 1, "probability")
+        require_rising(self, 0, 1, "ratio")
         if not self.patch or min(self.patch) < 1:
             raise RestoreError(f"patch: {self.patch} must list sides of at least 1 pixel")
 
@@ -115,14 +113,13 @@ class Targets:
         for name, weight in self.tasks.items():
             if name not in TASKS:
                 raise RestoreError(f"tasks: {name!r} is none of {', '.join(TASKS)}")
-            if not 0 <= weight < float("inf"):
+            if not 0 <= weight < math.inf:
                 raise RestoreError(f"tasks.{name}: {weight} is not a weight")
         if self.tasks and not sum(self.tasks.values()):
             raise RestoreError("tasks: all weights are 0")
         if not self.sigma or not all(0 <= s <= 255 for s in self.sigma):
             raise RestoreError(f"sigma: {self.sigma} must list levels in 0..255")
-        if not 0 <= self.classify < float("inf"):
-            raise RestoreError(f"classify: {self.classify} is not a weight")
+        require_within(self, 0, math.inf, "classify")
 
 
 @dataclasses.dataclass
@@ -133,9 +130,7 @@ class Validation:
     side: int = 256
 
     def check(self):
-        for key in ("last", "side"):
-            if getattr(self, key) < 0:
-                raise RestoreError(f"{key}: {getattr(self, key)} is negative")
+        require_within(self, 0, math.inf, "last", "side")
 
 
 @dataclasses.dataclass
@@ -159,15 +154,3 @@ class Recipe(Training):
             raise RestoreError(
                 f"data.on_device: samples are then made in the training process; set workers: 0, not {self.workers}"
             )
-
-
-def _share(owner, *keys):
-    for key in keys:
-        if not 0 <= getattr(owner, key) <= 1:
-            raise RestoreError(f"{key}: {getattr(owner, key)} is not in 0..1")
-
-
-def _range(owner, key, lowest, highest):
-    low, high = getattr(owner, key)
-    if not lowest <= low <= high <= highest:
-        raise RestoreError(f"{key}: {[low, high]} must rise and lie in {lowest}..{highest}")

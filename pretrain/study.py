@@ -146,23 +146,23 @@ class Run:
 
 
 def runs(study, out):
-    """All runs, seed by seed, so that a study that is stopped early has compared every arm."""
+    """All runs, seed by seed, so that a study that is stopped early has compared every arm.
+
+    Raises RestoreError for an arm that cannot be run as it is written.
+    """
     return [Run(study, name, seed, out) for place, seed in enumerate(study.seeds) for name, arm in study.arms.items()
             if place < (arm.seeds or len(study.seeds))]
 
 
-def go(study, out, only=(), part=(1, 1)):
-    """Run what is missing of the study and write the report; see the module. ``only`` names arms; ``part`` is (i, n):
+def go(study, out, planned, only=(), part=(1, 1)):
+    """Run what is missing of ``planned`` (see :func:`runs`) and write the report. ``only`` names arms; ``part`` is (i, n):
     every n-th run from the i-th, for n processes at once.
-
-    Raises RestoreError for a study that cannot be run as it is written, before anything is trained.
     """
     from .study_report import write_report
     unknown = sorted(set(only) - set(study.arms))
     if unknown:
         raise RestoreError(f"--only: no arm {unknown[0]!r}; there are {', '.join(study.arms)}")
     out = Path(out)
-    planned = runs(study, out)
     chosen = [r for r in planned[part[0] - 1::part[1]] if not only or r.name in only]
     waiting = [r for r in chosen if not r.is_done(study)]
     images = load_images(study.scores)
@@ -198,8 +198,8 @@ def collect(planned, study):
     return pandas.concat(frames, ignore_index=True)
 
 
-def estimate(study, out, timed=3):
-    """The study as a table of arms, with the hours that it will take here, from ``timed`` steps of the base recipe."""
+def estimate(study, planned, timed=3):
+    """The ``planned`` runs as a table of arms, with the hours that it will take here, from ``timed`` steps of the base recipe."""
     import torch
     recipe = _with(study.recipe, study.arms[study.base].keys)
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu")
@@ -209,7 +209,6 @@ def estimate(study, out, timed=3):
         macs += 3 * count_macs(model, recipe.data.crop, recipe.data.crop, parse_depth(name)) * recipe.batch_size
         seconds += step_seconds(model, parse_depth(name), recipe.batch_size, recipe.data.crop, device, timed,
                                 recipe.precision, recipe.channels_last, recipe.compile)[0]
-    planned = runs(study, out)
     total = sum(_macs(study, r) for r in planned)
     lines = [f"{'arm':24}  {'seeds':>5}  {'steps':>15}  {'GMACs a step':>12}  {'TMACs a run':>11}"]
     for name in study.arms:

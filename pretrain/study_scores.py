@@ -1,12 +1,14 @@
 """What the runs of a study are scored on, and the scores: centres of benchmark images, PSNR at every depth."""
 
 import dataclasses
+import math
 from dataclasses import field
 
 import numpy as np
 
 from restore.depth import count_macs, format_depth, parse_depth
 from restore.errors import RestoreError
+from restore.recipe import require_within
 
 COLUMNS = ("arm", "seed", "depth", "repeats", "trained", "gmacs", "steps", "set", "image", "psnr")
 SIDE = 256              # of the images that MACs are told for
@@ -23,7 +25,7 @@ class Scores:
         whole images.
     """
     data: str = ""
-    sets: list[str] = field(default_factory=lambda: ["cbsd68-15", "cbsd68-25", "cbsd68-50", "rain100l", "sots_indoor"])
+    sets: list[str] = field(default_factory=lambda: ["cbsd68-15", "cbsd68-25", "cbsd68-50", "rain100l", "sots-indoor"])
     images: int = 12
     side: int = 128
 
@@ -32,9 +34,7 @@ class Scores:
             raise RestoreError("data: give the folder of benchmark sets")
         if not self.sets:
             raise RestoreError("sets: list at least one set")
-        for key in ("images", "side"):
-            if getattr(self, key) < 0:
-                raise RestoreError(f"{key}: {getattr(self, key)} is negative")
+        require_within(self, 0, math.inf, "images", "side")
 
 
 @dataclasses.dataclass

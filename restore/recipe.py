@@ -7,6 +7,7 @@ The command line goes through jsonargparse; :func:`from_dict` and :func:`read` d
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -42,6 +43,24 @@ def check(recipe, where=""):
             recipe.check()
         except RestoreError as error:
             raise RestoreError(f"{where}{error}") from None
+
+
+def require_within(recipe, lowest, highest, *keys):
+    """For a recipe's ``check()``: RestoreError naming the first of ``keys`` that is not a finite number in
+    ``lowest..highest``."""
+    for key in keys:
+        value = getattr(recipe, key)
+        if not (lowest <= value <= highest and value < math.inf):                   # NaN is neither
+            limits = f"is not in {lowest}..{highest}" if highest < math.inf else f"must be {lowest} or more, and finite"
+            raise RestoreError(f"{key}: {value} {limits}")
+
+
+def require_rising(recipe, lowest, highest, *keys):
+    """The same for ranges: each of ``keys`` holds two numbers, the first no larger than the second."""
+    for key in keys:
+        value = list(getattr(recipe, key))
+        if len(value) != 2 or not lowest <= value[0] <= value[1] <= highest:
+            raise RestoreError(f"{key}: {value} must be two numbers that rise and lie in {lowest}..{highest}")
 
 
 def to_dict(recipe):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from .branches import Branches
 from .errors import RestoreError
-from .recipe import flatten
+from .recipe import flatten, require_within
 
 # Keys that may change between a run and its resumption, since the weights do not depend on them. `steps` may be
 # extended: the cosine then ends at the new number, and the learning rate jumps to where that curve is.
@@ -57,13 +57,9 @@ class Training:
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def check(self):
-        for key in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every",
-                    "keep_checkpoints", "max_bad_steps"):
-            if getattr(self, key) < 1:
-                raise RestoreError(f"{key}: {getattr(self, key)} must be at least 1")
-        for key in ("seed", "workers", "warmup", "weight_decay", "clip"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise RestoreError(f"{key}: {getattr(self, key)} must be 0 or more, and finite")
+        require_within(self, 1, math.inf, "steps", "batch_size", "accumulate", "log_every", "validate_every",
+                       "checkpoint_every", "keep_checkpoints", "max_bad_steps")
+        require_within(self, 0, math.inf, "seed", "workers", "warmup", "weight_decay", "clip")
         if not 0 < self.lr < math.inf:
             raise RestoreError(f"lr: {self.lr} must be positive and finite")
         for key in ("lr_end", "ema"):
