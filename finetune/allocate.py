@@ -103,8 +103,8 @@ def run(start, pairs, budget, out, depth=None, images=8, side=128, repeats_only=
     """Measure and allocate, and write ``student.yaml``, ``importance.png`` and ``importance.json`` into the folder ``out``.
 
     start: a checkpoint with depths; depth: what is cut, by default its largest. pairs: sets of pairs, each ``[DIR]`` or
-    ``[IN, GT]``; of each the centres (``side`` pixels, 0: whole) of ``images`` are used. compare: write ``uniform.yaml`` too, the
-    network with every level cut alike. Returns the :class:`Plan`. Raises RestoreError for what cannot be.
+    ``[IN, GT]``; of each the centres (``side`` pixels, 0: whole) of ``images`` are used. compare: write ``uniform.yaml``
+    too, the network with every level cut alike. Returns the :class:`Plan`. Raises RestoreError for what cannot be.
     """
     from tqdm import tqdm
 
@@ -176,7 +176,8 @@ def allocate(space, importance, budget):
                                + ("" if space.by_level else "; only its repeats can change"
                                   + (", which take no parameters" if budget.kind == "params" else "")))
         change, plan = min(offers, key=lambda item: (item[1].expected - here.expected) / (before - cost(item[1], budget.kind)))
-    while fitting := [(other, offer) for other in changes(change, -1) if cost(offer := made(other), budget.kind) <= budget.limit]:
+    while fitting := [(other, offer) for other in changes(change, -1)
+                      if cost(offer := made(other), budget.kind) <= budget.limit]:
         change, plan = min(fitting, key=lambda item: item[1].expected)      # the last step went too far; what fits returns
     return plan
 
@@ -217,7 +218,8 @@ def table(space, plan):
     for level, (before, after) in enumerate(zip(space.repeats, plan.repeats)):
         row = (str(level + 1), f"{before} -> {after}")
         if plan.widths:
-            row = (*row, f"{space.widths[level]} -> {plan.widths[level]}", f"{1 - plan.widths[level] / space.widths[level]:.0%}")
+            whole, kept = space.widths[level], plan.widths[level]
+            row = (*row, f"{whole} -> {kept}", f"{1 - kept / whole:.0%}")
         rows.append(row)
     head = ("level", "repeats", "channels", "channels removed")[:len(rows[0])]
     whole = space.plan(space.repeats, space.widths)

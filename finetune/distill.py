@@ -1,6 +1,7 @@
 """Distillation: a student learns from the clean images and from a teacher, in the training loop of fine-tuning.
 
-What a step minimises is :class:`Distillation`; samples, depths, schedule, validation, log and exact resume are fine-tuning's own.
+What a step minimises is :class:`Distillation`; samples, depths, schedule, validation, log and exact resume are
+fine-tuning's own.
 """
 
 import dataclasses
@@ -46,10 +47,11 @@ class Weights:
 class Distill(Recipe):
     """A distillation. The keys of a fine-tuning recipe stand beside these; ``distill`` takes the place of ``loss``.
 
-    teacher: a checkpoint (``CHECKPOINT@DEPTH`` for another depth than its largest), a file that spandrel loads, an ``.onnx`` file,
-        or a folder of outputs named as the pairs.
-    student: a network's name (``gunet_t``; ``model.options`` make it smaller), a checkpoint, ``CHECKPOINT@DEPTH`` for one depth of
-        it alone, or the YAML file that ``python -m finetune allocate`` writes. By default what ``model`` and ``start`` say.
+    teacher: a checkpoint (``CHECKPOINT@DEPTH`` for another depth than its largest), a file that spandrel loads, an ``.onnx``
+        file, or a folder of outputs named as the pairs.
+    student: a network's name (``gunet_t``; ``model.options`` make it smaller), a checkpoint, ``CHECKPOINT@DEPTH`` for one
+        depth of it alone, or the YAML file that ``python -m finetune allocate`` writes. By default what ``model`` and
+        ``start`` say.
     teacher_sha256: of the teacher's weights; the run fills it in and refuses to resume with another teacher.
     """
     teacher: str = ""
@@ -77,12 +79,13 @@ def run(recipe, out, resume=False, tell=tell_once):
     recipe = dataclasses.replace(recipe, teacher_sha256=teacher.sha256)
     criterion = Distillation(model, teacher, recipe.distill)
     if criterion.scales:
-        tell("features compared at " + ", ".join(f"1/{scale}" if scale > 1 else "full resolution" for scale in criterion.scales))
+        named = [f"1/{scale}" if scale > 1 else "full resolution" for scale in criterion.scales]
+        tell("features compared at " + ", ".join(named))
     return fine_tune(model, sources, recipe, out, resume, tell, criterion, {"teacher": recipe.teacher})
 
 
 def with_student(recipe):
-    """The recipe with ``student`` written out as ``model``, ``start`` and ``branches``; ``student`` itself stays, for the record."""
+    """The recipe with ``student`` written out as ``model``, ``start`` and ``branches``; ``student`` stays, for the record."""
     name = recipe.student
     if not name:
         return recipe
@@ -115,8 +118,9 @@ class Distillation(Criterion):
             stages = decoder_stages(student)
             self.scales = sorted(stages.keys() & teacher.stages.keys())
             if not self.scales:
-                raise RestoreError("distill.features: the teacher shows no features at a resolution of the student's "
-                                   f"({', '.join(f'1/{s}' for s in stages) or 'none'}); set it to 0, or take a network as teacher")
+                own = ", ".join(f"1/{scale}" for scale in stages) or "none"
+                raise RestoreError(f"distill.features: the teacher shows no features at a resolution of the student's ({own}); "
+                                   "set it to 0, or take a network as teacher")
             teacher.watch(self.scales)
             self.recorder = Recorder(student, {scale: stages[scale] for scale in self.scales}, training=True)
 

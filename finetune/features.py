@@ -1,7 +1,7 @@
 """Feature affinity: where two networks look, at the stages that they have at equal resolution.
 
-Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928): of features (n, c, h, w) only the energy of each place is kept, the
-sum of squares over the channels, as a map of unit length. Teacher and student therefore need no equal widths.
+Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928): of features (n, c, h, w) only the energy of each place is kept,
+the sum of squares over the channels, as a map of unit length. Teacher and student therefore need no equal widths.
 """
 
 import torch
@@ -71,7 +71,8 @@ class Recorder:
 def affinity_loss(student, teacher):
     """Squared distance of unit-length energy maps, from 0 to 2: the mean over samples and over the scales of both.
 
-    ``student`` and ``teacher`` are ``{scale: (n, h, w)}``. Maps of unequal size, from unequal padding, are resized to the student's.
+    ``student`` and ``teacher`` are ``{scale: (n, h, w)}``. Maps of unequal size, from unequal padding, are resized to the
+    student's.
     """
     distances = []
     for scale in student.keys() & teacher.keys():

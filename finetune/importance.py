@@ -36,7 +36,8 @@ class Importance:
 def level_convolutions(model):
     """For each level the names of its blocks' dense convolutions; raises RestoreError for a network of one fixed depth."""
     if not model.levels:
-        raise RestoreError(f"{model.name}: has one fixed depth and no levels that repeat; take a network with depths, such as anydepth")
+        raise RestoreError(f"{model.name}: has one fixed depth and no levels that repeat; take a network with depths, such "
+                           "as anydepth")
     once = _calls(model, (1,) * model.levels)
     levels = []
     for level in range(model.levels):
@@ -111,7 +112,8 @@ def table(importance):
     """The costs as lines of text, one a level."""
     shares = [share for share in importance.without_channels[0] if share]
     most = max(map(len, importance.without_repeats))
-    head = ("level", "repeats", *(f"-{n} repeat{'s'[:n > 1]}" for n in range(1, most)), *(f"-{share:.0%} channels" for share in shares))
+    head = ("level", "repeats", *(f"-{n} repeat{'s'[:n > 1]}" for n in range(1, most)),
+            *(f"-{100 * share:g}% channels" for share in shares))
     rows = []
     for level, (shorter, narrower) in enumerate(zip(importance.without_repeats, importance.without_channels)):
         cells = [f"{cost:+.2f}" for cost in shorter[1:]] + [""] * (most - len(shorter))

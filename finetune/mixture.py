@@ -204,7 +204,8 @@ class Mixture:
         part = crop(image, whole, random_window(height, width, whole, rng))
         if whole > side:
             part = F.interpolate(part[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
-        degraded, clean, *teacher = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
+        images = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
+        degraded, clean, *teacher = images
         top, left = rng.integers(side - self.patch + 1, size=2)
         inner = (slice(None), slice(top, top + self.patch), slice(left, left + self.patch))
         sample = {"input": degraded[inner].contiguous(), "target": clean[inner].contiguous(), "task": source.number,

@@ -19,7 +19,7 @@ from .features import Recorder, decoder_stages
 
 
 def open_teacher(text):
-    """The teacher that ``text`` names: ``CHECKPOINT[@DEPTH]``, a file of another family, an ``.onnx`` file, a folder of outputs.
+    """The teacher that ``text`` names: ``CHECKPOINT[@DEPTH]``, a file of another family, an ``.onnx`` file or a folder.
 
     A network of ours teaches at ``DEPTH``, by default the one of its own depths that costs most. Raises RestoreError for what
     cannot be opened.
@@ -97,10 +97,12 @@ class OnnxTeacher(nn.Module):
             made = [self.network(image[None].cpu().numpy()) for image in x]
         except Exception as error:            # onnxruntime's own exceptions: a fixed size, most often
             raise RestoreError(f"teacher: {self.network.path} does not take crops of {x.shape[3]} x {x.shape[2]} pixels "
-                               f"({foreign.in_short(error)}); set data.crop to its size, or export it with free sizes") from error
+                               f"({foreign.in_short(error)}); set data.crop to its size, or export it with free sizes"
+                               ) from error
         output = torch.from_numpy(np.concatenate(made)).to(x.device)
         if output.shape != x.shape:
-            raise RestoreError(f"teacher: {self.network.path} makes {tuple(output.shape)} of {tuple(x.shape)}, not an image of that size")
+            raise RestoreError(f"teacher: {self.network.path} makes {tuple(output.shape)} of {tuple(x.shape)}, not an image of "
+                               "that size")
         return output
 
     def maps(self):
@@ -124,8 +126,8 @@ class FolderTeacher(nn.Module):
         """Give the pairs of the mixture their outputs; raises RestoreError for a task that is made, or a pair without any."""
         for source in sources:
             if not source.paired:
-                raise RestoreError(f"tasks.{source.label}.clean: the teacher {self.path} is a folder of outputs, and has none of "
-                                   "degradations that are made during training; leave clean out, or give a network")
+                raise RestoreError(f"tasks.{source.label}.clean: the teacher {self.path} is a folder of outputs, and has none "
+                                   "of degradations that are made during training; leave clean out, or give a network")
             found, missing = {}, []
             for pair in source.corpus.pairs:
                 try:

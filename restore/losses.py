@@ -67,7 +67,8 @@ class SSIM(nn.Module):
 
     def forward(self, output, target):
         if min(output.shape[-2:]) < len(self.kernel):
-            raise RestoreError(f"SSIM needs images of at least {len(self.kernel)} pixels a side, not {tuple(output.shape[-2:])}")
+            raise RestoreError(f"SSIM needs images of at least {len(self.kernel)} pixels a side, not "
+                               f"{tuple(output.shape[-2:])}")
         x, y = (image.float().flatten(0, 1)[:, None] for image in (output, target))
         mean_x, mean_y, xx, yy, xy = self._blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
         means, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
