@@ -246,7 +246,7 @@ class Learner:
         parts = [(signals.prior, (exposure * photo).flip(-1).clamp(0, 1), (exposure * wanted).flip(-1)),
                  (signals.again, _degraded(recipe.task, wanted, generator), wanted),
                  (signals.made, _degraded(recipe.task, clear, generator), clear), (signals.clear, clear, clear)]
-        parts = [part for part in parts if part[0]]
+        parts = [part for k, part in enumerate(parts) if part[0] or (k == 0 and signals.clip)]      # the first is the photo
         inputs, targets = (torch.stack([part[i] for part in parts]).to(self.device) for i in (1, 2))
         outputs = functional_call(self.model, weights, (inputs, depth))
         total = sum(part[0] * _distance(output, target, signals.contrast) for part, output, target in zip(parts, outputs, targets))
