@@ -11,6 +11,7 @@ from .errors import RestoreError
 COMMANDS = {
     "demo": "restore sample photos at two depths and show what it costs",
     "run": "restore images: files, folder trees or globs",
+    "serve": "a page in the browser on which photos are restored",
     "video": "restore a video, its sound and its timestamps kept",
     "degrade": "show or apply noise, JPEG, masking, rain and haze",
     "info": "parameters and MACs of a network at each depth",
