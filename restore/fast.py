@@ -12,16 +12,16 @@ forward. What stays as it is (3x3 convolutions, skips, prompts) is run by the pl
 """
 
 import copy
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .fused import convolve, convolve_with
 from .models.gunet import GatedBlock, GUNet, fold_batchnorm
 from .models.layers import TransformerBlock
 
-STRIP_BYTES = 6 << 20                        # of the widest intermediate of a strip: measured, flat from 4 to 8 MB
+STRIP_BYTES = 6 << 20                        # of the widest intermediate of a strip, for each thread: measured, flat from 4 to 8 MB
 
 
 def fast(model, dtype=torch.float32):
@@ -29,21 +29,29 @@ def fast(model, dtype=torch.float32):
 
     ``dtype``: ``torch.float32``, or ``torch.bfloat16`` for what lies between the first and the last convolution; these
     two and the global residual stay float32, because a bfloat16 output costs quality. Give float32 images in either
-    case. The result is a snapshot of the weights. A network without a block known here is returned as it is.
+    case. The result is a snapshot of the weights. In float32 a network without a block known here is returned as it is:
+    dense 3x3 convolutions, such as those of AnyDepth, run near the matrix rate without help.
     """
-    if not any(type(module) in STRIPS for module in model.modules()):
+    strips = any(type(module) in STRIPS for module in model.modules())
+    if not strips and (dtype == torch.float32 or not hasattr(model, "embed")):
         return model
     if isinstance(model, GUNet):
         model = fold_batchnorm(model)
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]} if dtype == torch.float32 else {}
     quick = copy.deepcopy(model, shared).eval()
     if dtype != torch.float32:
-        ends = quick.embed, quick.output
-        quick.embed = quick.output = None
-        quick.to(dtype)
-        quick.embed, quick.output = Cast(ends[0], dtype), Cast(ends[1], torch.float32)
+        halve(quick, dtype)
     _swap(quick)
     return quick
+
+
+def halve(model, dtype):
+    """``model`` itself, turned to ``dtype`` but for its first and its last convolution (``embed`` and ``output``)."""
+    ends = model.embed, model.output
+    model.embed = model.output = None
+    model.to(dtype)
+    model.embed, model.output = Cast(ends[0], dtype), Cast(ends[1], torch.float32)
+    return model
 
 
 def _swap(module):
@@ -97,7 +105,7 @@ class StripTransformer(nn.Module):
 
     def _strips(self, image):
         width = image.shape[1]
-        rows = max(4, STRIP_BYTES // (2 * self.hidden * width * image.element_size()))
+        rows = max(4, torch.get_num_threads() * STRIP_BYTES // (2 * self.hidden * width * image.element_size()))
         return rows, image.split(rows)
 
     def _attention(self, image):
@@ -111,19 +119,23 @@ class StripTransformer(nn.Module):
             torch.mm(self._normed(strip, self.norm1), self.to_qk, out=window.room(len(strip)))
             qk = window.advance(last=i == len(strips))
             squares += (qk * qk).sum(0)      # many times as fast as torch.linalg.vector_norm down the columns
-            for head in range(self.heads):
-                first = head * per_head
-                gram[head] += qk[:, first:first + per_head].t() @ qk[:, c + first:c + first + per_head]
+            gram += self._products(qk)
         q_norm, k_norm = squares.sqrt_().clamp_min_(1e-12).view(2, self.heads, per_head)
         attention = (gram / (q_norm[:, :, None] * k_norm[:, None, :]) * self.temperature).softmax(dim=-1)
         projection = self.project.float().view(self.heads, per_head, c)
         return (attention.transpose(1, 2) @ projection).reshape(c, c).to(image.dtype)
 
+    def _products(self, qk):
+        """q kT of the heads, (heads, c / heads, c / heads), from pixels (n, 2c); threads share heads, or parts of the only one."""
+        parts = torch.get_num_threads() if self.heads == 1 and len(qk) % torch.get_num_threads() == 0 else 1
+        q, k = qk.view(parts, -1, 2, self.heads, self.channels // self.heads).unbind(2)          # (parts, n, heads, c / heads)
+        return torch.matmul(q.permute(0, 2, 3, 1), k.transpose(1, 2)).sum(0, dtype=torch.float32)
+
     def _mix(self, image, attention, result):
         """Write the block's output into ``result``, given the matrix of :meth:`_attention`."""
         rows, strips = self._strips(image)
         v_window = RollingDepthwise(self.v_depthwise, image, rows)
-        gate_window = RollingDepthwise(self.gate_depthwise, image, rows + 1, depthwise_gelu())
+        gate_window = RollingDepthwise(self.gate_depthwise, image, rows + 1, "gelu")
         value_window = RollingDepthwise(self.value_depthwise, image, rows + 1)
         flat, flat_result = image.view(-1, self.channels), result.view(-1, self.channels)
         attended = done = 0                  # pixels that the attention, and the feed-forward, have finished
@@ -148,15 +160,18 @@ class StripTransformer(nn.Module):
 
 
 class StripGated(nn.Module):
-    """:class:`restore.models.gunet.GatedBlock`, its normalisation folded, in strips of rows."""
+    """:class:`restore.models.gunet.GatedBlock`, its normalisation folded, in strips of rows.
+
+    The sigmoid, the gate and the sum happen in the passes of the convolutions. A strip computes the value's two rows
+    above and below it again, which is cheaper than keeping them.
+    """
 
     def __init__(self, block):
         super().__init__()
-        self.to_value, self.value_bias = _matrix(block.value), block.value.bias.detach()
-        self.to_gate, self.gate_bias = _matrix(block.gate), block.gate.bias.detach()
-        self.depthwise, self.depthwise_bias = block.depthwise.weight.detach(), block.depthwise.bias.detach()
-        self.project, self.project_bias = _matrix(block.project), block.project.bias.detach()
-        self.channels = len(self.project_bias)
+        for name in ("value", "gate", "depthwise", "project"):
+            conv = getattr(block, name)
+            setattr(self, name, (conv.weight.detach(), conv.bias.detach()))
+        self.channels = len(block.project.bias)
 
     def forward(self, x):
         pixels = x.permute(0, 2, 3, 1).contiguous()
@@ -166,92 +181,70 @@ class StripGated(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _gate(self, image, result):
-        _, width, channels = image.shape
-        rows = max(4, STRIP_BYTES // (channels * width * image.element_size()))
-        strips = image.split(rows)
-        window = RollingDepthwise(self.depthwise, image, rows, functools.partial(_depthwise, bias=self.depthwise_bias),
-                                  reflect=True)
-        flat, flat_result = image.view(-1, channels), result.view(-1, channels)
-        done = 0
-        for i, strip in enumerate(strips, 1):
-            wide = torch.cat([strip[:, 1:3].flip(1), strip, strip[:, -3:-1].flip(1)], dim=1)
-            torch.addmm(self.value_bias, wide.view(-1, channels), self.to_value, out=window.room(len(strip)))
-            mixed = window.advance(last=i == len(strips))
-            x = flat[done:done + len(mixed)]
-            mixed.mul_(torch.addmm(self.gate_bias, x, self.to_gate).sigmoid_())
-            torch.addmm(x + self.project_bias, mixed, self.project, out=flat_result[done:done + len(mixed)])
-            done += len(mixed)
+        height, width, channels = image.shape
+        step = max(4, torch.get_num_threads() * STRIP_BYTES // (channels * width * image.element_size()))
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            strip = as_batch(image[top:bottom])
+            gate = convolve(strip, *self.gate, then="sigmoid")
+            mixed = convolve_with(as_batch(self._values(image, top, bottom)), gate, "mul", *self.depthwise, groups=channels)
+            result[top:bottom] = as_rows(convolve_with(mixed, strip, "add", *self.project))
+
+    def _values(self, image, top, bottom):
+        """The value of the rows from ``top`` to ``bottom``, mirrored by two pixels beyond the image."""
+        height, width, channels = image.shape
+        first, last = max(0, top - 2), min(bottom + 2, height)
+        padded = image.new_empty(bottom - top + 4, width + 4, channels)
+        inside = padded[first - top + 2:last - top + 2]
+        inside[:, 2:-2] = as_rows(convolve(as_batch(image[first:last]), *self.value))
+        inside[:, :2], inside[:, -2:] = inside[:, 3:5].flip(1), inside[:, -5:-3].flip(1)
+        if top == 0:
+            padded[:2] = padded[3:5].flip(0)
+        beyond = bottom + 2 - last
+        if beyond:
+            padded[-beyond:] = padded[-2 * beyond - 1:-beyond - 1].flip(0)
+        return padded
 
 
 class RollingDepthwise:
-    """A depthwise convolution over rows that arrive from top to bottom.
+    """A depthwise 3x3 convolution over rows that arrive from top to bottom, with zero beyond the image.
 
     ``room(n)`` is where the next n rows are to be written, as a matrix (n * width, channels); ``advance(last)`` convolves
-    what has arrived and returns the finished rows in the same form: as many rows late as the kernel reaches down,
-    until the last. Beyond the image there is zero, or with ``reflect`` its mirror image; then the rows that are
-    written must bring their mirrored columns. ``rows`` is the most that one step brings.
+    what has arrived and returns the finished rows in the same form: one row late, until the last. ``rows`` is the most
+    that one step brings; ``then`` is what follows the convolution (see :mod:`restore.fused`).
     """
 
-    def __init__(self, weight, image, rows, convolve=None, reflect=False):
-        self.weight, self.convolve, self.reflect = weight, convolve or _depthwise, reflect
-        self.reach = weight.shape[-1] // 2
+    def __init__(self, weight, image, rows, then="none"):
+        self.weight, self.then = weight, then
         self.channels = len(weight)
-        width = image.shape[1] + (2 * self.reach if reflect else 0)
-        self.buffer = image.new_empty(rows + 3 * self.reach, width, self.channels)
-        self.held, self.filled = self.reach, 0
-        if not reflect:
-            self.buffer[:self.reach] = 0
+        self.buffer = image.new_empty(rows + 3, image.shape[1], self.channels)
+        self.buffer[0] = 0
+        self.held, self.filled = 1, 0
 
     def room(self, rows):
         self.filled = self.held + rows
         return self.buffer[self.held:self.filled].view(-1, self.channels)
 
     def advance(self, last):
-        reach, buffer = self.reach, self.buffer
-        if self.reflect and self.held == reach:
-            buffer[:reach] = buffer[reach + 1:2 * reach + 1].flip(0)
+        buffer = self.buffer
         if last:
-            buffer[self.filled:self.filled + reach] = \
-                buffer[self.filled - reach - 1:self.filled - 1].flip(0) if self.reflect else 0
-            self.filled += reach
-        rows = buffer[:self.filled][None].permute(0, 3, 1, 2)    # in this order PyTorch sees channels-last
-        out = self.convolve(rows, self.weight, 0 if self.reflect else reach)
+            buffer[self.filled] = 0
+            self.filled += 1
+        out = convolve(as_batch(buffer[:self.filled]), self.weight, padding=(0, 1), groups=self.channels, then=self.then)
         if not last:
-            self.held = 2 * reach
-            buffer[:self.held] = buffer[self.filled - self.held:self.filled].clone()     # the two may overlap
-        return out.permute(0, 2, 3, 1).reshape(-1, self.channels)
+            self.held = 2
+            buffer[:2] = buffer[self.filled - 2:self.filled].clone()         # the two may overlap
+        return as_rows(out).reshape(-1, self.channels)
 
 
-def _depthwise(rows, weight, padding, bias=None):
-    """Pads columns, never rows."""
-    return F.conv2d(rows, weight, bias, padding=(0, padding), groups=len(weight))
+def as_batch(rows):
+    """Rows of pixels (h, w, c) as a batch (1, c, h, w) that PyTorch sees as channels-last."""
+    return rows[None].permute(0, 3, 1, 2)
 
 
-def _depthwise_then_gelu(rows, weight, padding):
-    return F.gelu(_depthwise(rows, weight, padding))
-
-
-def _fused_depthwise_gelu(rows, weight, padding):
-    return torch.ops.mkldnn._convolution_pointwise(rows, weight, None, [0, padding], [1, 1], [1, 1], len(weight),
-                                                   "gelu", [], "none")
-
-
-@functools.cache
-def depthwise_gelu():
-    """A depthwise convolution that ends in GELU: one pass in oneDNN where this PyTorch can, else two.
-
-    The operator is one of those that ``torch.compile`` emits and no public function reaches, so it is tried before it is
-    trusted. It takes a fifth off the feed-forward's gate.
-    """
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, 16, 3, 4, generator=generator).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(16, 1, 3, 3, generator=generator)
-    try:
-        if torch.allclose(_fused_depthwise_gelu(rows, weight, 1), _depthwise_then_gelu(rows, weight, 1), atol=1e-4):
-            return _fused_depthwise_gelu
-    except (AttributeError, RuntimeError, TypeError):        # no oneDNN, or another signature
-        pass
-    return _depthwise_then_gelu
+def as_rows(batch):
+    """A batch of one image (1, c, h, w), channels-last, as its rows (h, w, c)."""
+    return batch[0].permute(1, 2, 0)
 
 
 STRIPS = {TransformerBlock: StripTransformer, GatedBlock: StripGated}

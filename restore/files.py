@@ -65,6 +65,16 @@ def list_images(folder):
                   key=lambda p: p.relative_to(folder).as_posix())
 
 
+def paired_files(folder):
+    """``[(input, target)]`` of a folder with ``input/`` and ``target/``; raises :class:`RestoreError` unless they match."""
+    inputs, targets = ({p.relative_to(folder / side).as_posix(): p for p in list_images(folder / side)} for side in ("input", "target"))
+    odd = sorted(inputs.keys() ^ targets.keys())
+    if odd or not inputs:
+        raise RestoreError(f"{folder}: " + (f"{len(odd)} images are in only one of input/ and target/, such as {odd[0]}"
+                                            if odd else "no images in input/ and target/"))
+    return [(inputs[name], targets[name]) for name in inputs]
+
+
 def expand(patterns):
     """``(path, path below its own root)`` for every image in files, folder trees and globs, in order, once each.
 

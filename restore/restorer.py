@@ -26,8 +26,8 @@ class Restorer:
 
     ``model`` is a network or what :func:`restore.load` takes; it is moved to the device and put into evaluation mode.
     ``depth`` is one of its names, a tuple of repeats, or None for its default. ``device`` ``"auto"`` takes CUDA, Apple's
-    MPS or the CPU, in this order. ``precision`` is ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast: what goes in, what comes
-    out and the sum of the two stay in 32 bits).
+    MPS or the CPU, in this order. ``precision`` is ``"fp32"``, ``"bf16"`` (the first and the last
+    convolution and the global residual stay in 32 bits) or ``"fp16"`` (autocast; the residual stays in 32 bits).
 
     ``memory`` is a budget in bytes, or such as ``"2GB"``: on a CPU for the whole process, on an accelerator for what torch
     allocates there. None is 2 GB on a CPU (less if less is free) and 80 % of an accelerator's free memory;
@@ -46,11 +46,12 @@ class Restorer:
     tiles of 208 pixels came within 47 dB PSNR of the whole; haze, which is one for the whole image, needs tiles as
     large as memory allows. More overlap than the default brought nothing. With
     the same settings the same image gives the same tiles; :meth:`tile` tells which. On a CPU the network runs through
-    :func:`restore.fast.fast`, a snapshot of its weights.
+    :func:`restore.fast.fast`, on CUDA through :func:`restore.gpu.on_gpu`, snapshots of its weights; ``compiled`` fuses the
+    kernels there, which takes minutes for each new size.
     """
 
     def __init__(self, model, depth=None, device="auto", precision="fp32", memory=None, overlap=32, budget=None,
-                 runtime="torch", adapter=None):
+                 runtime="torch", adapter=None, compiled=False):
         if precision not in PRECISIONS:
             raise RestoreError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
         if overlap < 0:
@@ -79,7 +80,7 @@ class Restorer:
         self.overlap = -(-overlap // model.multiple) * model.multiple
         self._cost = None                    # of the network: bytes, and bytes per pixel
         self._most = float("inf")            # pixels: less after a tile has run out of memory
-        self.runtime = runtime
+        self.runtime, self.compiled = runtime, compiled
         self._choose_network()
 
     def _choose_network(self):
@@ -93,6 +94,9 @@ class Restorer:
                 self.runtime = fastest(self)
         if self.runtime != "torch":
             self.network = converted(self.model, self.depth, self.runtime, self.precision)
+        elif self.device.type == "cuda":
+            from .gpu import on_gpu
+            self.network = on_gpu(self.model, PRECISIONS[self.precision] or torch.float32, self.compiled)
         elif self.device.type == "cpu" and self.precision != "fp16":
             from .fast import fast
             self.network = fast(self.model, PRECISIONS[self.precision] or torch.float32)
@@ -179,7 +183,7 @@ class Restorer:
         if self._cost is None and hasattr(self.network, "footprint"):
             self._cost = self.network.footprint()
         if self._cost is None:
-            self._cost = measure(self.network, self.depth, 8 * self.model.multiple, 16 * self.model.multiple)
+            self._cost = measure(getattr(self.network, "plain", self.network), self.depth, 8 * self.model.multiple, 16 * self.model.multiple)
         return self._cost
 
     def tile(self, height, width):

@@ -38,7 +38,8 @@ def test_quality_on_own_pairs(checkpoint, tmp_path, capsys):
     for i, side in enumerate(("input", "target")):
         (tmp_path / "pairs" / side).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "pairs" / side / "a.png"), np.random.default_rng(i).integers(0, 256, (24, 32, 3), np.uint8))
-    assert main(["depths", str(checkpoint), "--data", str(tmp_path / "pairs"), "-d", "1,1,1,1", "--size", "24x32", "--json"]) == 0
+    assert main(["depths", str(checkpoint), "--data", str(tmp_path / "pairs"), "-d", "1,1,1,1", "--size", "24x32", "--json",
+                 "-o", str(tmp_path / "c.png")]) == 0
     rows = {row["depth"]: row["psnr"] for row in json.loads(capsys.readouterr().out)["rows"]}
     out = Restorer(checkpoint, depth="1,1,1,1", device="cpu").restore(read_image(tmp_path / "pairs/input/a.png").pixels)
     target = read_image(tmp_path / "pairs/target/a.png").pixels

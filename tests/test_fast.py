@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from restore import fast as fast_module
+from restore import fused
 from restore.fast import fast
 from restore.models import create_model
 
@@ -81,6 +82,28 @@ def test_network_without_known_blocks_is_returned_as_it_is():
     assert fast(model) is model
 
 
-def test_without_the_fused_operator(network, monkeypatch):
-    monkeypatch.setattr(fast_module, "depthwise_gelu", lambda: fast_module._depthwise_then_gelu)
+def test_without_the_fused_operators(network, monkeypatch):
+    monkeypatch.setattr(fused, "_trusted", lambda device, dtype: False)
     assert relative_error(network, fast(network), torch.rand(1, 3, 24, 33)) < 1e-4
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(network, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(fast_module, "STRIP_BYTES", 1 << 14)
+    assert relative_error(network, fast(network), torch.rand(1, 3, 37, 20)) < 1e-4
+
+
+def test_operators_of_another_meaning_are_not_trusted(monkeypatch):
+    monkeypatch.setattr(fused, "_one_pass_with", lambda x, other, *rest: x)
+    fused._trusted.cache_clear()
+    try:
+        assert not fused._trusted("cpu", torch.float32)
+    finally:
+        fused._trusted.cache_clear()
+
+
+def test_dense_convolutions_are_left_alone():
+    model = create_model("anydepth", width=(8, 8, 8, 8)).eval()
+    assert fast(model) is model
+    assert relative_error(model, fast(model, torch.bfloat16), torch.rand(1, 3, 40, 24)) < 0.05

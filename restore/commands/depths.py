@@ -6,6 +6,7 @@ their quality is known with --data alone.
 """
 
 import json
+import sys
 from pathlib import Path
 
 from ..errors import RestoreError
@@ -19,14 +20,16 @@ def add_arguments(parser):
     parser.add_argument("--size", default="256x256", metavar="HxW", help="that costs are for (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("-o", "--output", metavar="OUT.png", type=Path, help="the curve; the table is printed in any case")
+    parser.add_argument("-o", "--output", metavar="OUT.png", type=Path, default=Path("depths.png"),
+                        help="the curve (default: %(default)s); the table is printed in any case")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args):
     height, width = parse_size(args.size)
-    if args.output and args.output.suffix != ".png":
+    if args.output.suffix != ".png":
         raise RestoreError(f"-o {args.output}: the curve is a PNG, give a name that ends in .png")
+    from ..files import paired_files
     pairs = paired_files(args.data) if args.data else []
     from ..checkpoint import load
     from ..depth import format_depth
@@ -44,19 +47,11 @@ def run(args):
     facts = {"model": args.model, "size": [height, width], "device": str(restorer.device), "precision": args.precision,
              "quality": f"mean PSNR in RGB, {source}", "rows": rows}
     print(json.dumps(facts, indent=1) if args.json else _text(facts))
-    if args.output:
+    if any(row["psnr"] is not None for row in rows):
         draw(facts, args.output)
-
-
-def paired_files(folder):
-    """``[(input, target)]`` of a folder with ``input/`` and ``target/``; raises :class:`RestoreError` unless they match."""
-    from ..files import list_images
-    inputs, targets = ({p.relative_to(folder / side).as_posix(): p for p in list_images(folder / side)} for side in ("input", "target"))
-    odd = sorted(inputs.keys() ^ targets.keys())
-    if odd or not inputs:
-        raise RestoreError(f"{folder}: " + (f"{len(odd)} images are in only one of input/ and target/, such as {odd[0]}"
-                                            if odd else "no images in input/ and target/"))
-    return [(inputs[name], targets[name]) for name in inputs]
+        print(f"{args.output}: the curve", file=sys.stderr)
+    else:
+        print("no curve: no depth has a validated quality; give pairs with --data", file=sys.stderr)
 
 
 def _cost(restorer, height, width):
@@ -94,18 +89,16 @@ def _text(facts):
 
 
 def draw(facts, path):
-    """The quality of each depth over its MACs and over its milliseconds, as a PNG."""
+    """The quality of each depth over its MACs, its milliseconds and its memory, as a PNG."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     from ..files import atomic_path
     rows = [row for row in facts["rows"] if row["psnr"] is not None]
-    if not rows:
-        raise RestoreError(f"-o {path}: no depth has a validated quality to draw; give pairs with --data")
     height, width = facts["size"]
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, key, scale, label in ((axes[0], "macs", 1e9, "GMACs"), (axes[1], "seconds", 1e-3, "milliseconds")):
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
+    for axis, (key, scale, label) in zip(axes, (("macs", 1e9, "GMACs"), ("seconds", 1e-3, "milliseconds"), ("bytes", 1e6, "MB"))):
         ordered = sorted(rows, key=lambda row: row[key])
         axis.plot([row[key] / scale for row in ordered], [row["psnr"] for row in ordered], "o-")
         for row in ordered:
