@@ -58,6 +58,11 @@ def choose_depth(restorer, budget, height, width):
     if not model.depths:
         raise RestoreError(f"depth auto: {model.name} has one fixed depth")
     costs = {name: cost(restorer.at(name), budget.kind, height, width) for name in model.depths}
+    return best_within(model, costs, budget, height, width)
+
+
+def best_within(model, costs, budget, height, width):
+    """:func:`choose_depth` where the ``costs`` of the depths, by name and of the budget's kind, are known already."""
     fitting = [name for name in costs if costs[name] <= budget.limit]
     if not fitting:
         cheapest = min(costs, key=costs.get)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..budget import choose_depth, macs, seconds
+from ..budget import best_within, macs, parse_budget, seconds
 from ..depth import count_parameters, format_depth
 from ..restorer import Restorer
 
@@ -166,9 +166,11 @@ class Engine:
 
     def choose(self, model, limit, height, width):
         """The best depth of ``model`` that restores a photo of this size within ``limit`` seconds; raises :class:`RestoreError`."""
-        if self.depths(model) == [None]:
+        depths = self.depths(model)
+        if depths == [None]:
             return None
-        return choose_depth(self.restorer(model, None), f"{limit:g}s", height, width)
+        costs = {name: seconds(self.restorer(model, name), height, width) for name in depths}
+        return best_within(self.restorer(model, None).model, costs, parse_budget(f"{limit:g}s"), height, width)
 
     def run(self, restorer, pixels, job):
         """``restorer.restore(pixels)`` with the progress in ``job``; raises :class:`Cancelled` soon after its cancelling."""
@@ -182,13 +184,13 @@ class Engine:
             finished += count / total
             _here.ticks = 0
             job.tile = min(job.tiles, round(finished * job.tiles) + 1)
-            job.fraction = finished
+            job.fraction = max(job.fraction, finished)           # tiles at the border are smaller than their share
             job.check()
 
         def tick():
             job.check()
             _here.ticks += 1
-            job.fraction = min(1.0, finished + min(1.0, _here.ticks / ticks) / job.tiles)
+            job.fraction = max(job.fraction, min(1.0, finished + min(1.0, _here.ticks / ticks) / job.tiles))
 
         _here.ticks, _here.tick = 0, tick
         try:

@@ -98,7 +98,9 @@ def _application(workspace, models, local, options):
         return FileResponse(path, headers={"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin"})
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    theme = gradio.themes.Base(primary_hue="blue", neutral_hue="zinc", radius_size="md", **fonts)
+    theme = gradio.themes.Base(primary_hue="blue", neutral_hue="zinc", radius_size="md", **fonts).set(
+        button_primary_background_fill="*primary_600", button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_700")
     app = gradio.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, max_file_size=workspace.limits.upload, ssr_mode=False,
         pwa=False, mcp_server=False, theme=theme, css_paths=_STATIC / "style.css", show_error=True, enable_monitoring=False,

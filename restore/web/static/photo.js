@@ -112,6 +112,7 @@ class PhotoCompare extends HTMLElement {
   build() {
     const [left, right] = [this.pictures[0], this.pictures.at(-1)];
     this.stage = element("div", { className: "stage" });
+    this.stage.style.setProperty("--shape", this.width / this.height);
     this.under = element("div", { className: "layer" }, this.image(right));
     this.stage.append(this.under);
     this.note = element("span", { className: "loading", textContent: "Loading the picture …" });
