@@ -71,6 +71,7 @@ class Adaptation:
     scikit-image. pairs: two folders or a set of pairs for the guard, by default made on the clear photos.
     rank: of the adapter's matrices; 0 adapts all weights. share: of the network's numbers that the adapter may take.
     side: pixels to which the longer sides of photos are reduced. holdout: share of the photos that is held out for the checks.
+    images: clear photos and pairs that a check looks at, of each at most so many. precision: of the steps; bf16 is for speed.
     lr: Adam's; a step changes a weight by about that share of itself, times the root of the rank.
     ema: decay of the teacher. patience: checks without a better one, after which the run ends.
     clip_model, clip_weights: open_clip's name and a file of its weights.
@@ -93,6 +94,8 @@ class Adaptation:
     side: int = 288
     crop: int = 128
     holdout: float = 0.3
+    images: int = 4
+    precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     clip_model: str = "ViT-B-32"
     clip_weights: str = ""
@@ -103,7 +106,7 @@ class Adaptation:
     def check(self):
         if not self.start or not self.real:
             raise RestoreError("real: give a checkpoint and a folder of your photos: python -m finetune adapt CKPT --real DIR")
-        for key in ("steps", "check_every", "checkpoint_every", "patience"):
+        for key in ("steps", "check_every", "checkpoint_every", "patience", "images"):
             if getattr(self, key) < 1:
                 raise RestoreError(f"{key}: {getattr(self, key)} must be at least 1")
         if self.rank < 0 or not 0 < self.share <= 1:
@@ -170,7 +173,7 @@ class Learner:
         if not recipe.rank:
             self._start({name: None for name in self.base})
             return tell(f"all {sum(p.numel() for p in self.base.values()):,} weights are adapted")
-        count = max(2, min(8, len(self.photos)))
+        count = max(2, min(4, len(self.photos)))
         places = placement.measure(self.model, lambda weights, k: self.loss(weights, k, {}), [-1 - k for k in range(count)], recipe.rank)
         chosen = placement.choose(places, recipe.share * sum(p.numel() for p in self.base.values()))
         self._start({place.name: place.start for place in chosen})
@@ -241,18 +244,22 @@ class Learner:
         depth = self.depths[int(rng.integers(len(self.depths)))]
         exposure = rng.uniform(*EXPOSURES)
         with torch.no_grad():
-            restored = functional_call(self.model, teacher, (photo[None].to(self.device),))[0].clamp(0, 1).cpu()
+            restored = self._run(teacher, photo[None].to(self.device))[0].clamp(0, 1).cpu()
         wanted = _clearer(recipe.task, restored, self.facts[number])
         parts = [(signals.prior, (exposure * photo).flip(-1).clamp(0, 1), (exposure * wanted).flip(-1)),
                  (signals.again, _degraded(recipe.task, wanted, generator), wanted),
                  (signals.made, _degraded(recipe.task, clear, generator), clear), (signals.clear, clear, clear)]
         parts = [part for k, part in enumerate(parts) if part[0] or (k == 0 and signals.clip)]      # the first is the photo
         inputs, targets = (torch.stack([part[i] for part in parts]).to(self.device) for i in (1, 2))
-        outputs = functional_call(self.model, weights, (inputs, depth))
+        outputs = self._run(weights, inputs, depth)
         total = sum(part[0] * _distance(output, target, signals.contrast) for part, output, target in zip(parts, outputs, targets))
         if self.clip is not None:
             total = total + signals.clip * self.clip(inputs[:1], outputs[:1])
         return total
+
+    def _run(self, weights, inputs, depth=None):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            return functional_call(self.model, weights, (inputs, depth)).float()
 
     def state(self):
         """``(groups, numbers)`` for a checkpoint: tensors by group and JSON-able values."""
@@ -278,7 +285,7 @@ class Judge:
 
     def __init__(self, recipe, model, held, clear, pairs):
         self.recipe, self.held, self.pairs = recipe, held, pairs
-        self.clear = [photo.pixels for photo in clear[:4]]
+        self.clear = [photo.pixels for photo in clear[:recipe.images]]
         self.restorer = Restorer(model, device=recipe.device)
         self.angles = [None if recipe.task == "haze" else priors.streaks(photo.pixels)[1] for photo in held]
         self.first, self.known = {}, {}
@@ -416,16 +423,16 @@ def _clear_photos(recipe):
     return [Photo(name, as_tensor(reduced(a, recipe.side)), hashlib.sha256(a.tobytes()).hexdigest()) for name, a in arrays.items()]
 
 
-def _pairs(recipe, clear, most=6):
+def _pairs(recipe, clear):
     """``[(degraded, clean)]`` for the guard, reduced to ``side``: given ones, or made on the clear photos."""
     if not recipe.pairs:
         return [(_degraded(recipe.task, photo.pixels, torch_generator(recipe.seed, 1 << 20 | k)), photo.pixels)
-                for k, photo in enumerate(clear[:most])]
+                for k, photo in enumerate(clear[:recipe.images])]
     from restore.layouts import find_pairs, pair_folders
     found = pair_folders(*recipe.pairs) if len(recipe.pairs) == 2 else find_pairs(recipe.pairs[0], f"de{recipe.task}")
     from .mixture import PairCorpus
     corpus = PairCorpus(found.root, found.pairs)
-    both = [corpus.read(int(k)) for k in sorted({int(k) for k in np.linspace(0, corpus.count - 1, most)})]
+    both = [corpus.read(int(k)) for k in sorted({int(k) for k in np.linspace(0, corpus.count - 1, recipe.images)})]
     small = [[as_tensor(reduced(np.ascontiguousarray(b[..., part]), recipe.side)) for part in (slice(0, 3), slice(3, 6))] for b in both]
     return [tuple(pair) for pair in small]
 

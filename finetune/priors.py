@@ -100,7 +100,7 @@ def streaks(image, angle=None):
     angle: that direction in degrees; None to find it. Nothing is found where no direction stands out.
     """
     bright = luma(image)
-    excess = bright - torch.minimum(*_sides(bright))
+    excess = bright - torch.maximum(*_sides(bright))
     excess = (excess - FAINTEST).clamp(0, BRIGHTEST)
     if angle is None:
         found = [line_mean(excess, a).pow(2).mean().item() for a in ANGLES]
@@ -129,7 +129,7 @@ def line_mean(plane, angle, length=LENGTH):
 
 
 def _sides(plane):
-    """The least of the ``REACH`` pixels to the left and to the right of every place, beginning two pixels away."""
+    """What lies to the left and to the right of every place: medians of the pixels from two to ``REACH`` away, two (h, w)."""
     padded = F.pad(plane[None], (REACH, REACH), mode="replicate")[0]
     width = plane.shape[1]
     left = [padded[:, REACH - d:REACH - d + width] for d in range(2, REACH + 1)]
