@@ -26,10 +26,10 @@ from restore.errors import RestoreError
 from restore.files import list_images
 
 # label -> the rules that are meant for it
-MEANT = {"blurry": {"blurry"}, "noisy": {"noisy", "very_noisy", "noise_suspected"}, "compressed": {"compressed"},
+MEANT = {"blurry": {"blurry"}, "noisy": {"noisy", "noisy_jpeg", "very_noisy", "noise_suspected"}, "compressed": {"compressed"},
          "flat": {"flat", "dark"}, "dark": {"dark", "flat"}, "product_white": {"product_white"},
          "clipart": {"clipart", "drawing", "product_white"}, "corrupt": {"corrupt", "refused"},
-         "misnamed_format": {"misnamed"}, "small": {"small"}, "odd_size": {"odd_size", "small"},
+         "misnamed": {"misnamed"}, "misnamed_format": {"misnamed"}, "small": {"small"}, "odd_size": {"odd_size", "small"},
          "borders": {"letterbox"}, "alpha": {"transparent"}, "grayscale": {"gray"}, "watermark": {"watermark"},
          "duplicate": {"duplicate"}, "near_duplicate": {"duplicate"}}
 

@@ -17,6 +17,8 @@ from PIL import Image as PILImage
 
 from .header import Refused, read_header
 
+_BAND = 256                                # rows converted at once: every whole copy of 24 megapixels is 72 MB or more
+
 
 def decode(data, max_megapixels=200.0):
     """``(header, pixels, transparent)`` of an encoded image.
@@ -38,7 +40,7 @@ def decode(data, max_megapixels=200.0):
     if header.format == "JPEG":
         pixels = _jpeg(data, header)
     elif header.format == "PNG":
-        pixels, transparent = _png(data)
+        pixels, transparent = _png(data, header)
     else:
         pixels, transparent = _pillow(data)
     if pixels.shape[0] < 1 or pixels.shape[1] < 1:
@@ -61,8 +63,7 @@ def _jpeg(data, header):
         raise Refused("unsupported: JPEG with an odd number of components")
     try:
         if header.mode == "CMYK":
-            simplejpeg.decode_jpeg(data, "CMYK", strict=True)
-            return _pillow(data)[0]        # Pillow knows Adobe's inverted CMYK
+            return _from_cmyk(simplejpeg.decode_jpeg(data, "CMYK", strict=True))
         pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.mode == "L" else "BGR", fastupsample=True, strict=True)
         return pixels[:, :, 0] if header.mode == "L" else pixels
     except ValueError as error:
@@ -71,7 +72,17 @@ def _jpeg(data, header):
         raise Refused(f"{kind}: {text}") from None
 
 
-def _png(data):
+def _from_cmyk(inverted):
+    """BGR of a JPEG's CMYK, inverted as Adobe writes it and everybody reads it: each ink times black."""
+    pixels = np.empty((*inverted.shape[:2], 3), np.uint8)
+    for y in range(0, len(pixels), _BAND):
+        band = inverted[y:y + _BAND]
+        for channel, ink in ((2, 0), (1, 1), (0, 2)):
+            pixels[y:y + _BAND, :, channel] = cv2.multiply(band[:, :, ink], band[:, :, 3], scale=1 / 255)
+    return pixels
+
+
+def _png(data, header):
     view, position = memoryview(data), 8
     while True:
         if position + 12 > len(view):
@@ -85,11 +96,17 @@ def _png(data):
         if kind == b"IEND":
             break
         position = end + 4
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    flags = cv2.IMREAD_UNCHANGED
+    if header.bits == 16:                  # to 8 bits row by row: a 24-megapixel RGBA of 16 bits is 192 MB
+        if "A" in header.mode:
+            return _pillow(data)
+        flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if header.mode == "L" else cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise Refused("corrupt: the PNG cannot be decoded")
-    pixels = _eight_bits(pixels)
-    return _opaque(pixels)
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return pixels, 0.0
+    return _on_white(pixels.shape[:2], (pixels[y:y + _BAND] for y in range(0, len(pixels), _BAND)))
 
 
 def _eight_bits(pixels):
@@ -105,21 +122,19 @@ def _eight_bits(pixels):
     return np.nan_to_num(pixels * scale).clip(0, 255).astype(np.uint8)
 
 
-def _opaque(pixels):
-    """BGRA laid on white: ``(BGR or gray, share of pixels that were not opaque)``."""
-    if pixels.ndim == 2:
-        return pixels, 0.0
-    if pixels.shape[2] != 4:
-        return pixels, 0.0
-    alpha = pixels[:, :, 3]
-    solid = int(np.count_nonzero(alpha >= 250))
-    colour = cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
-    if solid == alpha.size:
-        return colour, 0.0
-    for y in range(0, len(colour), 256):                  # in bands: a 24-megapixel float copy would be 300 MB
-        share = alpha[y:y + 256, :, None].astype(np.float32) / 255
-        colour[y:y + 256] = (colour[y:y + 256] * share + 255 * (1 - share) + 0.5).astype(np.uint8)
-    return colour, 1 - solid / alpha.size
+def _on_white(shape, bands):
+    """``(BGR, share of pixels that were not opaque)`` of a BGRA picture, given some rows at a time, laid on white."""
+    pixels, solid, y = np.empty((*shape, 3), np.uint8), 0, 0
+    for band in bands:
+        colour, alpha = band[:, :, :3], band[:, :, 3]
+        opaque = int(np.count_nonzero(alpha >= 250))
+        solid += opaque
+        if opaque < alpha.size:
+            share = alpha[:, :, None].astype(np.float32) / 255
+            colour = colour * share + 255 * (1 - share) + 0.5
+        pixels[y:y + len(band)] = colour
+        y += len(band)
+    return pixels, 1 - solid / (shape[0] * shape[1])
 
 
 def _pillow(data):
@@ -134,10 +149,11 @@ def _pillow(data):
                 if image.mode in ("1", "L"):
                     return np.asarray(image.convert("L")), 0.0
                 if "A" in image.mode or "transparency" in image.info:
-                    return _opaque(cv2.cvtColor(np.asarray(image.convert("RGBA")), cv2.COLOR_RGBA2BGRA))
-                colour = image if image.mode == "RGB" else image.convert("RGB")
-                # straight to BGR: of a 24-megapixel picture every copy is 72 MB
-                return np.frombuffer(colour.tobytes("raw", "BGR"), np.uint8).reshape(colour.height, colour.width, 3), 0.0
+                    return _on_white((image.height, image.width), _bands(image, "RGBA", cv2.COLOR_RGBA2BGRA))
+                pixels = np.empty((image.height, image.width, 3), np.uint8)
+                for k, band in enumerate(_bands(image, "RGB", cv2.COLOR_RGB2BGR)):
+                    pixels[k * _BAND:(k + 1) * _BAND] = band
+                return pixels, 0.0
     except Refused:
         raise
     except MemoryError:
@@ -145,3 +161,10 @@ def _pillow(data):
     except Exception as error:  # noqa: BLE001  Pillow's readers raise anything on broken files
         kind = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise Refused(f"{kind}: {type(error).__name__}: {error}") from None
+
+
+def _bands(image, mode, order):
+    """Yield a Pillow image some rows at a time, in another mode and order of channels."""
+    for y in range(0, image.height, _BAND):
+        rows = image.crop((0, y, image.width, min(y + _BAND, image.height)))
+        yield cv2.cvtColor(np.asarray(rows if rows.mode == mode else rows.convert(mode)), order)

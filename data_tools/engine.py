@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 
 from restore.errors import RestoreError
 
-CHUNK = 8                                  # items a worker is handed at once: pipes cost about 0.1 ms a message
+CHUNK = 16                                 # items a worker is handed at once: pipes cost about 0.1 ms a message
 _TRIES = 2
 
 

@@ -201,7 +201,7 @@ def _write_shard(folder, shard, settings, limit, max_megapixels):
         for kind in settings.formats:
             path = folder / _relative(kind, shard)
             temporary = stack.enter_context(atomic_path(path) if WRITERS[kind].suffix else _atomic_folder(path))
-            writers[kind] = (WRITERS[kind](temporary), temporary)
+            writers[kind] = WRITERS[kind](temporary)
         for row in shard["rows"]:
             try:
                 samples = _samples(row, settings, limit, max_megapixels)
@@ -210,15 +210,14 @@ def _write_shard(folder, shard, settings, limit, max_megapixels):
                 described["skipped"].append({"id": row["id"], "name": name_, "reason": str(error)})
                 continue
             for sample in samples:
-                for writer, _ in writers.values():
+                for writer in writers.values():
                     writer.add(sample)
                 described["samples"] += 1
                 described["image_bytes"] += len(sample["image"])
             for counts, value in (("licences", row["licence"] or ""), ("sources", row["source"])):
                 described[counts][value] = described[counts].get(value, 0) + len(samples)
-        for kind, (writer, temporary) in writers.items():
-            writer.close()
-            described["files"][_relative(kind, shard)] = _fingerprint(temporary)
+        for kind, writer in writers.items():
+            described["files"][_relative(kind, shard)] = writer.close()
     write_bytes(folder / "shards" / f"{name}.json", json.dumps(described, indent=1, sort_keys=True) + "\n")
 
 
@@ -249,22 +248,6 @@ def _atomic_folder(path):
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _fingerprint(path):
-    """Size and sha256 of a file; of a folder, of its metadata and the sizes of its files."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        size = 0
-        for file in sorted(path.iterdir()):
-            size += file.stat().st_size
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        digest.update((path / "metadata.jsonl").read_bytes())
-        return {"bytes": size, "sha256": digest.hexdigest()}
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 # ---- what is there -----------------------------------------------------------------------------------------------

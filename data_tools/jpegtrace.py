@@ -11,7 +11,7 @@ import numpy as np
 # low frequencies (row, column) and their entries in the luma table of the JPEG standard's annex K
 _FREQUENCIES = ((0, 1, 11), (1, 0, 12), (1, 1, 12), (0, 2, 10), (2, 0, 14), (1, 2, 14), (2, 1, 13), (2, 2, 16),
                 (0, 3, 16), (3, 0, 14))
-_BLOCKS = 600                              # looked at per image
+_BLOCKS, _RUN = 600, 12                    # looked at per image, so many side by side
 _BINS = 400                                # of one level each
 _STEPS = np.arange(4, 81)
 _GATHERED, _FEWEST = 0.55, 25              # mean cosine from which values count as gathered; of at least so many values
@@ -52,7 +52,9 @@ def pixel_quality(gray, left, top):
     height, width = (gray.shape[0] - top) // 8, (gray.shape[1] - left) // 8
     if height * width < 4 * _FEWEST:
         return 100.0
-    chosen = np.linspace(0, height * width - 1, min(_BLOCKS, height * width)).astype(int)
+    chosen = np.arange(height * width)
+    if len(chosen) > _BLOCKS:              # runs of neighbours: each new place in memory costs more than its values
+        chosen = (np.linspace(0, len(chosen) - _RUN, _BLOCKS // _RUN).astype(int)[:, None] + np.arange(_RUN)).ravel()
     grid = gray[top:top + 8 * height, left:left + 8 * width].reshape(height, 8, width, 8)
     blocks = grid[chosen // width, :, chosen % width].reshape(-1, 64).astype(np.float32)
     bins = np.minimum((np.abs(blocks @ _BASIS) + 0.5).astype(np.int32), _BINS - 1)

@@ -1,6 +1,6 @@
 """Block-wise difference maps of a gray image, computed once and shared by sharpness, noise, flatness and blockiness.
 
-First and second differences are taken in integers, strip by strip (a strip stays in the processor's cache and a
+First and second differences are taken in integers, a few strips at a time (what fits in the processor's cache, so a
 24-megapixel image needs no more memory than a small one), and averaged over square blocks.
 """
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 BLOCK = 16
-_CACHED = 100_000                          # pixels of a strip
+_CACHED = 100_000                          # pixels that are worked on at once
 _ONES = np.ones((BLOCK, 1), np.float32)
 
 
@@ -50,40 +50,56 @@ def halve(gray):
 def block_maps(gray, block=BLOCK, grid=False, pixels=None):
     """:class:`Maps` of a (h, w) uint8 image of at least ``block + 2`` pixels each way.
 
-    ``grid=True`` fills ``columns`` and ``rows``. With ``pixels`` only about so many are looked at, in five or more
-    strips evenly spread over the height: large images are sampled.
+    ``grid=True`` fills ``columns`` and ``rows``. With ``pixels`` only about so many are looked at: of large images, rows
+    of blocks evenly spread over the height, at least five.
     """
     height, width = gray.shape
     across = (width - 2) // block
     inner = across * block
-    sampled = pixels is not None and height * width > 1.3 * pixels
-    # a strip fits into the processor's cache; when sampling, more and lower ones see more of the picture
-    step = min(2048 // block, max(2, (_CACHED // (3 if sampled else 1)) // (width * block))) * block
-    strips = list(range(0, height - 2 - block + 1, step))
-    if sampled:
-        chosen = np.linspace(0, len(strips) - 1, max(5, pixels // (step * width))).astype(int)
-        strips = [strips[i] for i in np.unique(chosen)]
     parts, column_sum, row_sums, seen = [], np.zeros(width - 1), np.full(height - 1, np.nan), 0
-    for top in strips:
-        count = (min(top + step + 2, height) - top - 2) // block
+    for count, tops in _strips(height, width, block, pixels):
         tall = count * block
-        a = gray[top:top + tall + 2].astype(np.int16)
-        dx, dy = _along(a), a[1:] - a[:-1]
-        dxx, dyy = _along(dx), dy[1:] - dy[:-1]
-        cross = _along(_along(dyy))
-        sums = np.empty((6, count, inner), np.int16)
-        # sums of 16 rows of the largest operator, 8 x 255, just fit 16 bits
-        for values, out in zip((dx[1:-1], dy[1:, 1:], dxx[1:-1], dyy[:, 1:], cross, a[1:-1, 1:]), sums):
-            np.add.reduce(np.abs(values[:, :inner]).reshape(count, block, inner), 1, dtype=np.int16, out=out)
-        parts.append((sums.reshape(-1, block).astype(np.float32) @ _ONES[:block]).reshape(6, count, across))
-        if grid:                                          # clipped: strong edges say nothing about the grid
-            strip = gray[top:top + tall + 1]
-            column_sum += np.add.reduce(cv2.min(cv2.absdiff(strip[:-1, 1:], strip[:-1, :-1]), 24), 0, dtype=np.uint16)
-            row_sums[top:top + tall] = cv2.reduce(cv2.min(cv2.absdiff(strip[1:], strip[:-1]), 24), 1, cv2.REDUCE_SUM,
-                                                  dtype=cv2.CV_32F)[:, 0]
-            seen += tall
+        strips = np.concatenate([gray[top:top + tall + 2] for top in tops])
+        a = strips.reshape(len(tops), tall + 2, width).astype(np.int16)
+        dx, dy = _along(a), a[:, 1:] - a[:, :-1]
+        dyy = dy[:, 1:] - dy[:, :-1]
+        sums = np.empty((6, len(tops), count, inner), np.int16)
+        # (operator, first row, first column); magnitudes are taken of whole arrays: unbroken memory is twice as fast
+        operators = ((dx, 1, 0), (dy, 1, 1), (_along(dx), 1, 0), (dyy, 0, 1), (_along(_along(dyy)), 0, 0), (a, 1, 1))
+        for (values, row, column), out in zip(operators, sums):
+            values = values if values is a else np.abs(values, out=values)
+            # sums of 16 rows of the largest operator, 8 x 255, just fit 16 bits
+            values = values[:, row:row + tall, column:column + inner].reshape(len(tops), count, block, inner)
+            np.add.reduce(values, 2, dtype=np.int16, out=out)
+        parts.append((sums.reshape(-1, block).astype(np.float32) @ _ONES[:block]).reshape(6, -1, across))
+        if grid:
+            column_sum += _sum(cv2.absdiff(strips[:, 1:], strips[:, :-1]), 0)
+            steps = _sum(cv2.absdiff(strips[1:], strips[:-1]), 1)
+            for k, top in enumerate(tops):
+                row_sums[top:top + tall] = steps[k * (tall + 2):k * (tall + 2) + tall]
+            seen += len(strips)
     made = np.concatenate(parts, 1) / np.float32(block * block)
     return Maps(made, column_sum / seen if grid else None, row_sums / width if grid else None)
+
+
+def _strips(height, width, block, pixels):
+    """Yield ``(rows of blocks in a strip, tops of strips)``: what is worked on at once."""
+    rows = (height - 2) // block
+    if pixels is None or height * width <= 1.3 * pixels:
+        step = max(1, min(2048 // block, _CACHED // (width * block)))
+        for row in range(0, rows, step):
+            yield min(step, rows - row), [row * block]
+        return
+    chosen = np.unique(np.linspace(0, rows - 1, max(5, pixels // (block * width))).astype(int)) * block
+    at_once = max(1, _CACHED // (width * (block + 2)))
+    for k in range(0, len(chosen), at_once):
+        yield 1, chosen[k:k + at_once].tolist()
+
+
+def _sum(steps, axis):
+    """Sums of uint8 steps down the columns (axis 0) or along the rows (axis 1), clipped: strong edges say nothing about
+    an 8-pixel grid."""
+    return cv2.reduce(cv2.min(steps, 24), axis, cv2.REDUCE_SUM, dtype=cv2.CV_32F).ravel()
 
 
 def _along(a):

@@ -17,7 +17,7 @@ from .header import Refused, jpeg_quality, misnamed
 from .jpegtrace import grid_phase, pixel_quality
 from .maps import block_maps, halve
 
-VERSION = 2                                # of the metrics: part of the key of every measured part
+VERSION = 3                                # of the metrics: part of the key of every measured part
 
 # name -> (type, what it is); the columns of the table after those of BASE
 METRICS = {
@@ -46,6 +46,8 @@ METRICS = {
     "noise_2": (pa.float32(), "the same after halving: true noise halves, texture stays"),
     "noise_even": (pa.float32(), "10th percentile over median of the noise operator: near 1 when noise covers all"),
     "noise_ratio": (pa.float32(), "noise_2 / noise: about 0.5 for white noise, 1 and more for texture"),
+    "noise_ratio_2": (pa.float32(), ("noise at a quarter / noise_2: the same, where JPEG has smoothed the noise at full "
+                                     "size")),
     "flat": (pa.float32(), "share of blocks without structure (gradient below 1.5 levels a pixel beyond the noise)"),
     "blockiness": (pa.float32(), "steps at the best 8-pixel grid / steps beside it; 1 is none"),
     "pixel_quality": (pa.float32(), "quality of the strongest JPEG compression that the pixels show, 100 when none"),
@@ -66,7 +68,7 @@ METRICS = {
 }
 BASE = {"id": pa.string(), "error": pa.string(), "sha256": pa.binary(32), "phash": pa.binary(32),
         "phash_quality": pa.int8(), "descriptor": pa.binary()}
-SAMPLED = 200_000                          # pixels a block map looks at; larger images are sampled in strips
+SAMPLED = 80_000                           # pixels a block map looks at; larger images are sampled in strips
 
 
 def schema(plugin_columns=()):
@@ -126,15 +128,14 @@ def pixel_metrics(pixels):
         pyramid.append(halve(pyramid[-1]))
     # the smallest level that still has what a metric looks for
     middle = next(level for level in pyramid if max(level.shape) <= 700 or level is pyramid[-1])
-    small = np.ascontiguousarray(pixels[::1 << len(pyramid) - 1, ::1 << len(pyramid) - 1])
+    small = _every(pixels, 1 << len(pyramid))             # 88 to 175 pixels: colour changes slowly
     row = {}
-    row["phash"], row["phash_quality"] = phash.pdq(_level(pyramid, 256))
+    row["phash"], row["phash_quality"] = phash.pdq(_level(pyramid, 128))
     row["descriptor"] = describe(_level(pyramid, 192))
     row.update(_sharpness(pyramid))
-    row["noise_ratio"] = row["noise_2"] / row["noise"] if row["noise"] and row["noise_2"] is not None else None
     row["zero_gradient"] = _equal(gray)
     channels = _channels(small)
-    row.update(_tone([channel[::2] for channel in channels], pyramid[-1][::2]))
+    row.update(_tone(channels, pyramid[-1][::2]))
     row.update(_frame(cv2.min(cv2.min(*channels[:2]), channels[2]), pyramid[-1]))
     row.update(_profile(middle))
     row["text"] = _text(pyramid[-1])
@@ -146,17 +147,27 @@ def _level(pyramid, least):
     return next((level for level in reversed(pyramid) if min(level.shape) >= least), pyramid[0])
 
 
+def _every(pixels, step):
+    """``pixels[::step, ::step]`` but for an incomplete last row and column, at a seventh of the time."""
+    height, width = (max(step, side // step * step) for side in pixels.shape[:2])
+    return cv2.resize(pixels[:height, :width], (max(1, width // step), max(1, height // step)),
+                      interpolation=cv2.INTER_NEAREST)
+
+
 def _sharpness(pyramid):
     """Sharpness at four scales, noise, flat share, blockiness."""
     row = {name: None for name in ("sharpness", "sharpness_2", "sharpness_4", "sharpness_8", "sharpness_axis", "noise",
-                                   "noise_2", "noise_even", "flat", "blockiness", "pixel_quality")}
+                                   "noise_2", "noise_even", "noise_ratio", "noise_ratio_2", "flat", "blockiness",
+                                   "pixel_quality")}
     noise = 0.0
     for scale, block, gray in zip((1, 2, 4, 8), (16, 16, 8, 8), [*pyramid, *_further(pyramid[-1])]):
         if min(gray.shape) < 4 * block + 2 or (scale == 8 and min(gray.shape) < 60):
             break
-        maps = block_maps(gray, block, scale == 1, SAMPLED if scale == 1 else SAMPLED * 2 // 3)
-        # white noise halves with the size; what an eighth shows beyond that is structure
-        noise, even = _noise(maps) if scale <= 2 else (noise / 2, None)
+        maps = block_maps(gray, block, scale == 1, SAMPLED * 2 // (scale + 1))
+        larger, (found, even) = noise, _noise(maps) if scale <= 4 else (0.0, None)
+        ratio = found / larger if larger else None
+        # white noise halves with the size; what a quarter or an eighth shows beyond that is structure
+        noise = found if scale <= 2 else noise / 2
         along_x, along_y, both = _ratios(maps, noise)
         row["sharpness" if scale == 1 else f"sharpness_{scale}"] = both
         if scale == 1:
@@ -166,7 +177,9 @@ def _sharpness(pyramid):
                        blockiness=min(across, down), pixel_quality=pixel_quality(gray, left, top))
         elif scale == 2:
             known = [ratio for ratio in (along_x, along_y) if ratio is not None]
-            row.update(noise_2=noise, sharpness_axis=min(known, default=None))
+            row.update(noise_2=noise, noise_ratio=ratio, sharpness_axis=min(known, default=None))
+        elif scale == 4:
+            row["noise_ratio_2"] = ratio
     return row
 
 
@@ -230,10 +243,8 @@ def _profile(gray):
         gray = gray[::2]
     high = len(gray)
     gray = np.ascontiguousarray(gray.reshape(8 * high, -1)[:, :8 * wide])
-    kernel = np.ones((8, 8), np.uint8)
-    at = (slice(4, None, 8), slice(4, None, 8))
-    low, top = (f(gray, kernel, anchor=(4, 4))[at].ravel() for f in (cv2.erode, cv2.dilate))
-    spread = cv2.subtract(top, low).ravel()
+    low, top = (_eighths(_eighths(gray, ends).T, ends).T.ravel() for ends in (np.minimum, np.maximum))
+    spread = top - low
     edges = np.flatnonzero(spread > 40)
     even = np.count_nonzero(spread <= 12)
     if not len(edges):
@@ -242,14 +253,17 @@ def _profile(gray):
     blocks = gray.reshape(high, 8, wide, 8)[chosen // wide, :, chosen % wide].reshape(-1, 64)
     blocks = blocks.astype(np.float32)
     middle = (low[chosen].astype(np.float32) + top[chosen])[:, None] / 2
-    is_low = blocks < middle
-    count = is_low.sum(1, keepdims=True)
-    total = blocks.sum(1, keepdims=True)
-    low_sum = (blocks * is_low).sum(1, keepdims=True)
-    levels = np.where(is_low, low_sum / np.maximum(1, count), (total - low_sum) / np.maximum(1, 64 - count))
-    residual = np.abs(blocks - levels).mean(1) / spread[chosen]
+    is_low, ones = (blocks < middle).astype(np.float32), np.ones((64, 1), np.float32)
+    count, total, low_sum = is_low @ ones, blocks @ ones, (blocks * is_low) @ ones        # a product is the quickest sum
+    low_level, level = low_sum / np.maximum(1, count), (total - low_sum) / np.maximum(1, 64 - count)
+    residual = (np.abs(blocks - level - is_low * (low_level - level)) @ ones)[:, 0] / (64 * spread[chosen].astype(np.float32))
     return {"edge_profile": float((residual < 0.06).mean()),
             "drawn": float((even + len(edges) * (residual < 0.065).mean()) / spread.size)}
+
+
+def _eighths(gray, ends):
+    """Lowest or highest of every eight rows."""
+    return ends.reduce(np.ascontiguousarray(gray).reshape(-1, 8, gray.shape[1]), 1)
 
 
 def _channels(small):
@@ -266,7 +280,8 @@ def _tone(channels, gray):
     blue, green, red = channels
     spread = cv2.subtract(cv2.max(cv2.max(blue, green), red), cv2.min(cv2.min(blue, green), red))
     packed = (blue & 0xF0).astype(np.uint16) << 4 | (green & 0xF0) | red >> 4
-    colours = np.sort(np.bincount(packed.ravel(), minlength=4096))[::-1].cumsum()
+    colours = np.bincount(packed.ravel(), minlength=4096)
+    colours = np.sort(colours[colours > 0])[::-1].cumsum()
     return {"brightness": float((share * np.arange(256)).sum()), "contrast": float(high - low),
             "dark": float(share[:8].sum()), "bright": float(share[248:].sum()),
             "entropy": float(-(used * np.log2(used)).sum()),
@@ -276,20 +291,23 @@ def _tone(channels, gray):
 
 def _frame(darkest, gray):
     """White ring and object share of product photos; constant bands at the edges."""
-    white = darkest >= 238
+    white = cv2.threshold(darkest, 237, 255, cv2.THRESH_BINARY)[1]
     height, width = white.shape
     h, w = max(1, round(0.04 * height)), max(1, round(0.04 * width))
-    ring = np.concatenate([white[:h].ravel(), white[-h:].ravel(), white[h:-h, :w].ravel(), white[h:-h, -w:].ravel()])
+    inside = white[h:height - h, w:width - w]
+    total = cv2.countNonZero(white)
+    ring = total - (cv2.countNonZero(inside) if inside.size else 0)
     top, bottom = _bands(gray), _bands(gray[::-1])
     left, right = _bands(gray.T), _bands(gray.T[::-1])
     kept = max(0, 1 - (top + bottom) / gray.shape[0]) * max(0, 1 - (left + right) / gray.shape[1])
-    return {"white_ring": float(ring.mean()), "object_share": float(1 - white.mean()), "border_share": float(1 - kept)}
+    return {"white_ring": ring / (white.size - inside.size), "object_share": 1 - total / white.size,
+            "border_share": float(1 - kept)}
 
 
 def _bands(gray):
     """Rows of one constant colour at the top that end at a straight edge, as a letterbox does and a wall does not."""
     level = np.sort(gray[0])[gray.shape[1] // 2]
-    for count in (16, len(gray)):          # most pictures have no band: look at few rows first
+    for count in (1, 16, len(gray)):       # most pictures have no band: look at few rows first
         alike = _alike(gray[:count], level)
         if (alike <= 0.98).any():
             break
@@ -312,8 +330,8 @@ def _text(gray):
     if not cv2.countNonZero(strong):
         return 0.0
     # cells of 12x3 pixels: dense in strokes where the cells above and below are not
-    cells = (gray.shape[1] // 12, gray.shape[0] // 3)
-    density = cv2.resize(strong, cells, interpolation=cv2.INTER_AREA).astype(np.float32)
+    high, wide = gray.shape[0] // 3, (gray.shape[1] - 1) // 12
+    density = cv2.resize(strong[:3 * high, :12 * wide], (wide, high), interpolation=cv2.INTER_AREA).astype(np.float32)
     around = cv2.blur(density, (1, 3))
     return float(np.count_nonzero((density > 51) & (around < 0.5 * density)) / density.size)
 

@@ -1,9 +1,10 @@
 """Writing samples as WebDataset tar shards, parquet shards, or a folder of files: the same samples, the same bytes.
 
 A sample is a dictionary: ``key`` (unique, no dots), ``image`` (encoded bytes), ``suffix``, and the fields of
-:data:`FIELDS`. Each writer has ``add(sample)`` and ``close()``.
+:data:`FIELDS`. Each writer has ``add(sample)`` and ``close()``, which returns {"bytes", "sha256"} of what was written.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -22,13 +23,38 @@ FIELDS = {
 _GROUP_BYTES, _GROUP_ROWS = 32 << 20, 1000
 
 
+class _Hashed(io.RawIOBase):
+    """A new file that is hashed while it is written, so that nothing has to be read again."""
+
+    def __init__(self, path):
+        self.file, self.digest, self.size = open(path, "wb"), hashlib.sha256(), 0     # noqa: SIM115  closed by close()
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self):
+        return self.size
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+    def fingerprint(self):
+        return {"bytes": self.size, "sha256": self.digest.hexdigest()}
+
+
 class TarWriter:
     """KEY.jpg (or another suffix) beside KEY.json, in POSIX tar without times or owners."""
 
     suffix = ".tar"
 
     def __init__(self, path):
-        self.file = open(path, "wb")       # noqa: SIM115  closed by close()
+        self.file = _Hashed(path)
 
     def add(self, sample):
         described = json.dumps({name: sample[name] for name in FIELDS}, sort_keys=True)
@@ -45,6 +71,7 @@ class TarWriter:
     def close(self):
         self.file.write(b"\0" * 1024)
         self.file.close()
+        return self.file.fingerprint()
 
 
 class ParquetWriter:
@@ -53,8 +80,8 @@ class ParquetWriter:
     suffix = ".parquet"
 
     def __init__(self, path):
-        self.schema = parquet_schema()
-        self.writer = pq.ParquetWriter(path, self.schema, compression={n: "zstd" for n in ("key", *FIELDS)} | {
+        self.schema, self.file = parquet_schema(), _Hashed(path)
+        self.writer = pq.ParquetWriter(self.file, self.schema, compression={n: "zstd" for n in ("key", *FIELDS)} | {
             "image.bytes": "none", "image.path": "none"}, use_dictionary=["source", "licence", "group"],
             write_statistics=False)
         self.rows, self.size = [], 0
@@ -74,6 +101,8 @@ class ParquetWriter:
     def close(self):
         self._flush()
         self.writer.close()
+        self.file.close()
+        return self.file.fingerprint()
 
 
 class FilesWriter:
@@ -84,18 +113,23 @@ class FilesWriter:
     def __init__(self, path):
         self.path = path
         os.makedirs(path)
-        self.lines = io.StringIO()
+        self.lines, self.size, self.digest = io.StringIO(), 0, hashlib.sha256()
 
     def add(self, sample):
         name = f"{sample['key']}.{sample['suffix']}"
         with open(os.path.join(self.path, name), "wb") as file:
             file.write(sample["image"])
+        self.size += len(sample["image"])
+        self.digest.update(sample["image"])
         row = {"file_name": name, **{field: sample[field] for field in FIELDS}}
         self.lines.write(json.dumps(row, sort_keys=True) + "\n")
 
     def close(self):
-        with open(os.path.join(self.path, "metadata.jsonl"), "w") as file:
-            file.write(self.lines.getvalue())
+        lines = self.lines.getvalue().encode()
+        with open(os.path.join(self.path, "metadata.jsonl"), "wb") as file:
+            file.write(lines)
+        self.digest.update(lines)
+        return {"bytes": self.size + len(lines), "sha256": self.digest.hexdigest()}
 
 
 WRITERS = {"webdataset": TarWriter, "parquet": ParquetWriter, "files": FilesWriter}

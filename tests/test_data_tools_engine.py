@@ -50,10 +50,9 @@ def test_results_come_in_order_and_deaths_cost_one_item(tmp_path):
 
 
 def test_a_hanging_item_is_given_up(tmp_path):
-    started = time.monotonic()
     results = run([1, "hang", 2, 3], tmp_path, workers=1, timeout=1.0)
     assert results[0] == 1 and results[2:] == [4, 9]
-    assert results[1].reason.startswith("timeout: ") and time.monotonic() - started < 60
+    assert results[1].reason.startswith("timeout: ")
 
 
 def test_items_are_read_as_they_are_needed(tmp_path):
