@@ -12,8 +12,10 @@ from torch import nn
 
 from ..errors import RestoreError
 from .base import RestorationModel, channels_last
+from .layers import LayerNorm
 
 DEPTHS = {"tiny": (1, 1, 1, 1), "small": (2, 2, 2, 2), "medium": (3, 3, 3, 3), "large": (4, 4, 4, 4)}
+SLOPE = 0.1                 # of the leaky ReLU: units of a plain one die where the same weights are applied again and again
 
 
 class AnyDepth(RestorationModel):
@@ -74,18 +76,21 @@ class AnyDepth(RestorationModel):
 class Loop(nn.Module):
     """One residual block of two 3x3 convolutions, applied ``repeats`` times with the same weights.
 
-    What iteration t of T adds is scaled, channel by channel, by a linear function of (t/T, 1/T) that begins at 1.
+    The block reads its input normalised, as in a transformer: what an iteration adds is then bounded whatever came before,
+    so that no number of repeats runs away. What iteration t of T adds is scaled, channel by channel, by a linear function of
+    (t/T, 1/T) that begins at 1.
     """
 
     def __init__(self, channels, conditioned):
         super().__init__()
+        self.norm = LayerNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.scale = nn.Parameter(torch.zeros(2, channels)) if conditioned else None
 
     def forward(self, x, repeats):
         for t in range(1, repeats + 1):
-            added = self.conv2(F.relu(self.conv1(x)))
+            added = self.conv2(F.leaky_relu(self.conv1(self.norm(x)), SLOPE))
             x = x + added if self.scale is None else torch.addcmul(x, added, self.scale_at(t, repeats))
         return x
 
@@ -115,7 +120,7 @@ def modulate(x, scale_and_shift):
 
 
 def initialise(model):
-    """Variance kept from layer to layer (nothing but the middle of a block is rectified). What a block adds begins at
+    """Variance kept from layer to layer (only the middle of a block is rectified, and leakily). What a block adds begins at
     a tenth, so that every depth starts near the same function; what the network adds to its input, at a hundredth; and
     the context tells nothing yet.
     """
