@@ -1,11 +1,12 @@
 """The fast way to run a network on a CPU: the same modules and weights, another forward for the blocks that bind.
 
 What binds the plain forward of these networks is not arithmetic but memory: the depthwise convolutions, the layer norms
-and the gates each pass over tensors of hundreds of megabytes. Here a block walks down the image in **strips of rows**
+and the gates each pass over tensors of hundreds of megabytes. Here a Restormer block or a gated one walks down the image in **strips of rows**
 small enough that everything between its input and its output stays in the cache. A depthwise convolution keeps the
 last rows of the strip before, so nothing is computed twice. Channel attention needs one sum over the whole image
 (q kT), so its block walks twice: once for that sum, then for the output, where the small attention matrix and the output
-projection have become one matrix and v is made where it is used.
+projection have become one matrix and v is made where it is used. AnyDepth's dense convolutions run near the matrix rate
+as they are; only what lies between them is fused into them.
 
 :func:`fast` returns a network with the same call and, to rounding, the same output; training and export keep the plain
 forward. What stays as it is (3x3 convolutions, skips, prompts) is run by the plain modules.
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fused import convolve, convolve_with
+from .models.anydepth import Loop
 from .models.gunet import GatedBlock, GUNet, fold_batchnorm
 from .models.layers import TransformerBlock
 
@@ -29,11 +31,10 @@ def fast(model, dtype=torch.float32):
 
     ``dtype``: ``torch.float32``, or ``torch.bfloat16`` for what lies between the first and the last convolution; these
     two and the global residual stay float32, because a bfloat16 output costs quality. Give float32 images in either
-    case. The result is a snapshot of the weights. In float32 a network without a block known here is returned as it is:
-    dense 3x3 convolutions, such as those of AnyDepth, run near the matrix rate without help.
+    case. The result is a snapshot of the weights. In float32 a network without a block known here is returned as it is.
     """
-    strips = any(type(module) in STRIPS for module in model.modules())
-    if not strips and (dtype == torch.float32 or not hasattr(model, "embed")):
+    known = any(type(module) in FAST for module in model.modules())
+    if not known and (dtype == torch.float32 or not hasattr(model, "embed")):
         return model
     if isinstance(model, GUNet):
         model = fold_batchnorm(model)
@@ -56,8 +57,8 @@ def halve(model, dtype):
 
 def _swap(module):
     for name, child in module.named_children():
-        if type(child) in STRIPS:
-            setattr(module, name, STRIPS[type(child)](child))
+        if type(child) in FAST:
+            setattr(module, name, FAST[type(child)](child))
         else:
             _swap(child)
 
@@ -206,6 +207,27 @@ class StripGated(nn.Module):
         return padded
 
 
+class FusedLoop(nn.Module):
+    """:class:`restore.models.anydepth.Loop`: the leaky ReLU and the sum happen in the passes of the convolutions, and what
+    scales an iteration goes into the weights of its second one."""
+
+    def __init__(self, loop):
+        super().__init__()
+        self.norm = _norm(loop.norm)
+        self.first, self.second = ((conv.weight.detach(), conv.bias.detach()) for conv in (loop.conv1, loop.conv2))
+        self.scale = None if loop.scale is None else loop.scale.detach()
+
+    def forward(self, x, repeats):
+        for t in range(1, repeats + 1):
+            weight, bias = self.second
+            if self.scale is not None:
+                factor = Loop.scale_at(self, t, repeats)
+                weight, bias = weight * factor[..., None], bias * factor.flatten()
+            normed = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], *self.norm, 1e-5).permute(0, 3, 1, 2)
+            x = convolve_with(convolve(normed, *self.first, padding=(1, 1), then="leaky_relu"), x, "add", weight, bias, padding=(1, 1))
+        return x
+
+
 class RollingDepthwise:
     """A depthwise 3x3 convolution over rows that arrive from top to bottom, with zero beyond the image.
 
@@ -247,7 +269,7 @@ def as_rows(batch):
     return batch[0].permute(1, 2, 0)
 
 
-STRIPS = {TransformerBlock: StripTransformer, GatedBlock: StripGated}
+FAST = {TransformerBlock: StripTransformer, GatedBlock: StripGated, Loop: FusedLoop}
 
 
 def _norm(norm):

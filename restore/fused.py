@@ -9,12 +9,16 @@ import functools
 import torch
 import torch.nn.functional as F
 
-_ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "sigmoid": torch.sigmoid}
+from .models.anydepth import SLOPE
+
+# name -> the function, and its scalars and its variant as oneDNN is told them
+_ACTIVATIONS = {"none": (lambda x: x, [], ""), "gelu": (F.gelu, [], "none"), "sigmoid": (torch.sigmoid, [], ""),
+                "leaky_relu": (lambda x: F.leaky_relu(x, SLOPE), [SLOPE], "")}
 _OPERATIONS = {"add": torch.add, "mul": torch.mul}
 
 
 def convolve(x, weight, bias=None, padding=(0, 0), groups=1, then="none"):
-    """``then`` (``"none"``, ``"gelu"`` or ``"sigmoid"``) of the convolution of ``x`` (n, c, h, w)."""
+    """``then`` (``"none"``, ``"gelu"``, ``"sigmoid"``, or ``"leaky_relu"`` of AnyDepth's slope) of the convolution of ``x`` (n, c, h, w)."""
     step = _one_pass if _trusted(x.device.type, x.dtype) else _two_passes
     return step(x, weight, bias, padding, groups, then)
 
@@ -27,8 +31,8 @@ def convolve_with(x, other, operation, weight, bias=None, padding=(0, 0), groups
 
 
 def _one_pass(x, weight, bias, padding, groups, then):
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, (1, 1), (1, 1), groups, then, [],
-                                                   "none" if then == "gelu" else "")
+    _, scalars, variant = _ACTIVATIONS[then]
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, (1, 1), (1, 1), groups, then, scalars, variant)
 
 
 def _one_pass_with(x, other, operation, weight, bias, padding, groups):
@@ -37,7 +41,7 @@ def _one_pass_with(x, other, operation, weight, bias, padding, groups):
 
 
 def _two_passes(x, weight, bias, padding, groups, then):
-    return _ACTIVATIONS[then](F.conv2d(x, weight, bias, padding=padding, groups=groups))
+    return _ACTIVATIONS[then][0](F.conv2d(x, weight, bias, padding=padding, groups=groups))
 
 
 def _two_passes_with(x, other, operation, weight, bias, padding, groups):
