@@ -1,7 +1,8 @@
 """The directional CLIP loss (StyleGAN-NADA, arXiv 2108.00946; for haze BiLaLoRA, arXiv 2603.10872), an optional signal.
 
-What a restoration changes in an image, seen by CLIP, shall point where the words do that name the change: from "a photo with haze"
-to "a clear photo". open_clip (extra ``[clip]``) gives the network; its weights are a file of the user's, nothing is downloaded.
+What a restoration changes in an image, seen by CLIP, shall point where the words do that name the change: from "a photo
+with haze" to "a clear photo". open_clip (extra ``[clip]``) gives the network; its weights are a file of the user's,
+nothing is downloaded.
 """
 
 from pathlib import Path
@@ -16,8 +17,8 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 
 class Direction:
-    """``direction(before, after)`` is one minus the cosine between the change from ``before`` to ``after``, batches (n, 3, h, w) in
-    [0, 1], and the change from one text to the other: 0 where they agree, 2 where they are opposed."""
+    """``direction(before, after)`` is one minus the cosine between the change from ``before`` to ``after``, batches (n,
+    3, h, w) in [0, 1], and the change from one text to the other: 0 where they agree, 2 where they are opposed."""
 
     def __init__(self, model, weights, task, device="cpu"):
         try:
@@ -34,7 +35,8 @@ class Direction:
         size = self.network.visual.image_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         with torch.no_grad():
-            first, second = F.normalize(self.network.encode_text(open_clip.get_tokenizer(model)(list(WORDS[task])).to(device)), dim=-1)
+            tokens = open_clip.get_tokenizer(model)(list(WORDS[task])).to(device)
+            first, second = F.normalize(self.network.encode_text(tokens), dim=-1)
         self.words = F.normalize(second - first, dim=-1)
 
     def __call__(self, before, after):

@@ -1,4 +1,4 @@
-"""What an adaptation may not do: figures of its held-out photos, of clear photos and of pairs, and the bounds that they must keep.
+"""What an adaptation may not do: figures of held-out photos, of clear photos and of pairs, and the bounds that they must keep.
 
 Every figure is taken before (the network as it came) and after, on the same images.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from restore.benchmark.noreference import MEASURES, entropy, gray
 from restore.errors import RestoreError
 from restore.metrics import psnr
+from restore.restorer import Restorer
 
 from . import priors
 from .photos import as_array
@@ -22,11 +23,13 @@ NEUTRAL = 6.0                # chroma in CIELAB below which a place of the unada
 class Guards:
     """Bounds; an adaptation that breaks one is not kept.
 
-    paired_loss: dB of PSNR that the pairs may lose. clear_psnr: dB that clear photos, restored, keep to themselves; where the network
-    as it came has less, it may lose ``clear_loss`` dB of that. neutral_shift: mean colour shift of neutral areas against the
-    unadapted output, in delta E (CIELAB, without lightness). brightness: mean change of lightness, in units of L*.
-    clipped: share of pixels that become black or white in some channel. sharpness: least ratio to the unadapted output, of the mean
-    squared gradient (for rain: of the gradient from top to bottom, in which streaks hardly show). entropy: bits that may be lost.
+    paired_loss: dB of PSNR that the pairs may lose. clear_psnr: dB that clear photos, restored, keep to themselves;
+    where the network as it came has less, it may lose ``clear_loss`` dB of that. neutral_shift: mean colour shift of
+    neutral areas against the unadapted output, in delta E (CIELAB, without lightness). brightness: mean change of
+    lightness, in units of L*.
+    clipped: share of pixels that become black or white in some channel. sharpness: least ratio to the unadapted output,
+    of the mean squared gradient (for rain: of the gradient from top to bottom, in which streaks hardly show). entropy:
+    bits that may be lost.
     improvement: share by which what the prior still sees of the degradation must fall.
     """
     paired_loss: float = 0.1
@@ -53,13 +56,50 @@ class Guards:
             (after["clear_psnr"] < kept, f"clear photos keep {after['clear_psnr']:.1f} dB, less than {kept:.1f}"),
             (after["neutral_shift"] > self.neutral_shift, f"neutral areas shift by {after['neutral_shift']:.1f} delta E, "
                                                           f"more than {self.neutral_shift:g}"),
-            (abs(after["brightness"]) > self.brightness, f"lightness changes by {after['brightness']:+.1f}, more than {self.brightness:g}"),
-            (after["clipped"] > self.clipped, f"{after['clipped']:.1%} of the pixels become black or white, more than {self.clipped:.1%}"),
+            (abs(after["brightness"]) > self.brightness, f"lightness changes by {after['brightness']:+.1f}, "
+                                                         f"more than {self.brightness:g}"),
+            (after["clipped"] > self.clipped, f"{after['clipped']:.1%} of the pixels become black or white, "
+                                              f"more than {self.clipped:.1%}"),
             (after["sharpness"] < self.sharpness * before["sharpness"], f"sharpness falls to {after['sharpness']:.0f} from "
                                                                         f"{before['sharpness']:.0f}"),
-            (after["entropy"] < before["entropy"] - self.entropy, f"entropy falls to {after['entropy']:.2f} from {before['entropy']:.2f}"),
+            (after["entropy"] < before["entropy"] - self.entropy, f"entropy falls to {after['entropy']:.2f} from "
+                                                                  f"{before['entropy']:.2f}"),
         ]
         return [text for wrong, text in rules if wrong]
+
+
+class Judge:
+    """The figures of held-out photos, clear ones and pairs, before and after, at any depth."""
+
+    def __init__(self, recipe, model, held, clear, pairs):
+        self.recipe, self.held, self.pairs = recipe, held, pairs
+        self.clear = [photo.pixels for photo in clear[:recipe.images]]
+        self.restorer = Restorer(model, device=recipe.device)
+        self.angles = [None if recipe.task == "haze" else priors.streaks(photo.pixels)[1] for photo in held]
+        self.first, self.known = {}, {}
+
+    def before(self, depth=None):
+        """The figures of the network as it came."""
+        if depth not in self.known:
+            restorer = self.restorer.at(depth)
+            self.first[depth] = [restorer.restore(photo.pixels) for photo in self.held]
+            self.known[depth] = self._measure(restorer, self.first[depth], depth)[0]
+        return self.known[depth]
+
+    def after(self, adapter, depth=None):
+        """``(figures, outputs, bounds that are broken)`` with an adapter."""
+        before = self.before(depth)
+        restorer = self.restorer.adapted(adapter).at(depth)
+        after, outputs = self._measure(restorer, [restorer.restore(photo.pixels) for photo in self.held], depth)
+        return after, outputs, self.recipe.guards.broken(after, before)
+
+    def _measure(self, restorer, outputs, depth):
+        rows = [photo_figures(self.recipe.task, photo.pixels, first, output, angle)
+                for photo, first, output, angle in zip(self.held, self.first[depth], outputs, self.angles)]
+        found = mean_figures(rows)
+        found["clear_psnr"] = pair_psnr(restorer.restore, [(image, image) for image in self.clear])
+        found["paired_psnr"] = pair_psnr(restorer.restore, self.pairs)
+        return found, outputs
 
 
 def residue(task, photo, output, angle=None):
@@ -70,12 +110,12 @@ def residue(task, photo, output, angle=None):
 
 
 def photo_figures(task, photo, unadapted, output, angle=None):
-    """The figures of one photo restored: ``photo``, ``unadapted`` and ``output`` are (3, h, w) in [0, 1]; angle: of its streaks."""
+    """The figures of one photo restored; the three images are (3, h, w) in [0, 1], ``angle`` is that of its streaks."""
     first, image = as_array(unadapted), as_array(output)
     own = "fade" if task == "haze" else "piqe"
     return {"residue": residue(task, photo, output, angle), own: float(MEASURES[own](image)), "entropy": entropy(image),
             "sharpness": sharpness(task, image), "neutral_shift": neutral_shift(first, image),
-            "brightness": float((_lab(image)[..., 0] - _lab(first)[..., 0]).mean()), "clipped": _clipped(image) - _clipped(first)}
+            "brightness": float((_lab(image) - _lab(first))[..., 0].mean()), "clipped": _clipped(image) - _clipped(first)}
 
 
 def sharpness(task, image):
@@ -86,7 +126,7 @@ def sharpness(task, image):
 
 
 def neutral_shift(first, image):
-    """Mean distance in the a*b* plane of CIELAB between two uint8 images (h, w, 3), over places that are neutral in ``first``."""
+    """Mean distance in CIELAB's a*b* plane between two uint8 images (h, w, 3), where ``first`` is neutral."""
     before, after = _lab(first)[..., 1:], _lab(image)[..., 1:]
     neutral = np.hypot(*np.moveaxis(before, -1, 0)) < NEUTRAL
     return float(np.hypot(*np.moveaxis(after - before, -1, 0))[neutral].mean()) if neutral.any() else 0.0

@@ -1,6 +1,6 @@
 """The photos of a user's folder: which of them an adaptation can learn from, which are held out, and why others are left out.
 
-Nothing is assumed of the folder: it may hold clean photos, night photos, copies and broken files. Each is named under its reason.
+The folder may hold clean photos, night photos, copies and broken files. Each is named with its reason.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ UNVEILED = 0.08              # mean veil in the dark channel below which a photo
 
 @dataclasses.dataclass
 class Photo:
-    """``pixels`` (3, h, w) in [0, 1], reduced; ``name`` below its folder; ``digest`` of the decoded pixels in the file's size."""
+    """``pixels`` (3, h, w) in [0, 1], reduced; ``name`` below its folder; ``digest`` of the file's decoded pixels."""
     name: str
     pixels: torch.Tensor
     digest: str
@@ -56,7 +56,7 @@ class Photos:
 def sort_photos(folder, task, side, share):
     """The :class:`Photos` of ``folder``, their longer sides reduced to ``side``; ``share`` of them, at least one, is held out.
 
-    The choice depends on the photos' pixels, not on names or order. Raises :class:`RestoreError` if fewer than ``LEAST`` remain.
+    The choice depends on the photos' pixels, not on names. Raises :class:`RestoreError` if fewer than ``LEAST`` remain.
     """
     photos, left_out = read_photos(folder, side)
     usable, clear = [], []
@@ -69,7 +69,7 @@ def sort_photos(folder, task, side, share):
             usable.append(photo)
     if len(usable) < LEAST:
         told = "".join(f"\n  {len(names)} {reason}: {', '.join(names[:5])}" for reason, names in left_out.items())
-        raise RestoreError(f"{folder}: {len(usable)} photos with {task} to adapt to, and {LEAST} are the least (tens are better)."
+        raise RestoreError(f"{folder}: {len(usable)} photos with {task} to adapt to; {LEAST} are the least, tens are better."
                            + (f"\n  {len(clear)} without haze" if clear else "") + told)
     usable.sort(key=lambda photo: photo.digest)
     held = max(1, round(share * len(usable)))
@@ -77,7 +77,7 @@ def sort_photos(folder, task, side, share):
 
 
 def read_photos(folder, side):
-    """``(photos, left_out)``: every image below ``folder`` that can be read, is large enough and is no copy of an earlier one."""
+    """``(photos, left_out)``: the images below ``folder`` that can be read, are large enough and no copies of earlier ones."""
     photos, left_out, thumbnails = [], {}, []
     for path in list_images(folder):
         name = path.relative_to(folder).as_posix()
@@ -89,7 +89,8 @@ def read_photos(folder, side):
         if min(array.shape[:2]) < SMALLEST:
             left_out.setdefault(f"smaller than {SMALLEST} pixels", []).append(name)
             continue
-        thumbnail = cv2.resize(cv2.cvtColor(array, cv2.COLOR_RGB2GRAY), (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32)
+        grey = cv2.cvtColor(array, cv2.COLOR_RGB2GRAY)
+        thumbnail = cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32)
         copy = next((other for other, there in thumbnails if np.abs(there - thumbnail).mean() < ALIKE), None)
         if copy is not None:
             left_out.setdefault("copies of others", []).append(f"{name} (of {copy})")

@@ -17,7 +17,8 @@ from restore.adapter import factors
 @dataclasses.dataclass
 class Place:
     """A parameter to change. gain: by which a change of 1 % lowers the loss, to first order. numbers: that the change takes.
-    start: the gradient's strongest directions (rank, rest), where ``down`` starts (LoRA-GA, arXiv 2407.05000); None for a whole change."""
+    start: the gradient's strongest directions (rank, rest), where ``down`` starts (LoRA-GA, arXiv 2407.05000); None for a whole
+        change."""
     name: str
     gain: float
     numbers: int
@@ -68,9 +69,11 @@ def table(places, chosen, limit=12):
     total, taken = sum(p.gain for p in places), {p.name for p in chosen}
     width = max(len(p.name) for p in places[:limit])
     lines = [f"{'layer':<{width}}  gain of 1 %  numbers"]
-    lines += [f"{p.name:<{width}}  {p.gain:11.2e}  {p.numbers:7d}{'' if p.name in taken else '  (not taken)'}" for p in places[:limit]]
+    lines += [f"{p.name:<{width}}  {p.gain:11.2e}  {p.numbers:7d}{'' if p.name in taken else '  (not taken)'}"
+              for p in places[:limit]]
     if len(places) > limit:
         lines.append(f"... and {len(places) - limit} more")
     share = sum(p.gain for p in chosen) / total if total else 0
-    lines.append(f"{len(chosen)} of {len(places)} layers with {sum(p.numbers for p in chosen):,} numbers: {share:.0%} of the whole gain")
+    numbers = sum(p.numbers for p in chosen)
+    lines.append(f"{len(chosen)} of {len(places)} layers with {numbers:,} numbers: {share:.0%} of the whole gain")
     return "\n".join(lines)

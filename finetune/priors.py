@@ -1,15 +1,16 @@
 """What is known of a clear photo without a network: one step from an image towards clear, for haze and for rain.
 
-Both steps take a restored image (3, h, w) in [0, 1] and return one of the same size in which a rest of the degradation, as far as
-the prior sees any, is removed; of a clear image they change next to nothing. In an adaptation they are applied to what the teacher
-restores, and the student learns the result.
+Both steps take a restored image (3, h, w) in [0, 1] and return one of the same size in which a rest of the degradation,
+as far as the prior sees any, is removed; of a clear image they change next to nothing. In an adaptation they are
+applied to what the teacher restores, and the student learns the result.
 
-Haze: the dark channel (He, Sun, Tang, CVPR 2009): in a clear photo nearly every small window has some value near zero; what it has
-instead is the share of airlight, and the scattering model is inverted with it, which raises the contrast as it takes the veil
-away. Colour constancy: the airlight's tint is halved, so that a wrong one does not colour the scene, and what is grey stays grey.
+Haze: the dark channel (He, Sun, Tang, CVPR 2009): in a clear photo nearly every small window has some value near zero;
+what it has instead is the share of airlight, and the scattering model is inverted with it, which raises the contrast as
+it takes the veil away. Colour constancy: the airlight's tint is halved, so that a wrong one does not colour the scene,
+and what is grey stays grey.
 
-Rain: a streak is brighter than what lies to both sides of it, thin, and keeps its direction for many pixels, which is the same for
-most streaks of a photo.
+Rain: a streak is brighter than what lies to both sides of it, thin, and keeps its direction for many pixels, which is
+the same for most streaks of a photo.
 """
 
 import math
@@ -40,7 +41,7 @@ def window(height, width):
 
 
 def airlight(image):
-    """The colour of the haze, (3,): the mean of the two hundredths of the image with the brightest dark channel, its tint halved."""
+    """The colour of the haze, (3,): the mean of the fiftieth of the image with the brightest dark channel, its tint halved."""
     dark = dark_channel(image, window(*image.shape[1:])).flatten()
     brightest = dark.topk(max(1, len(dark) // 50)).indices
     colour = image.flatten(1)[:, brightest].mean(1)
@@ -118,7 +119,7 @@ def less_rain(image, angle=None):
 
 
 def line_mean(plane, angle, length=LENGTH):
-    """The mean of ``plane`` (h, w) over a line of ``length`` pixels through every place, at ``angle`` degrees from the vertical."""
+    """The mean of ``plane`` (h, w) over lines of ``length`` pixels through every place, ``angle`` degrees from the vertical."""
     half = length // 2
     kernel = torch.zeros(2 * half + 1, 2 * half + 1)
     for step in range(-2 * half, 2 * half + 1):

@@ -30,10 +30,10 @@ _KEY = "anydepth-adapter"                    # in the file's metadata
 class Adapter:
     """Changes of named parameters of one network.
 
-    changes: by the parameter's name (``"encoder1.attn.qkv.weight"``) either ``{"up": (outputs, rank), "down": (rank, rest)}`` or
-        ``{"delta": as the parameter}``, float32.
-    facts: JSON-able. ``base`` is :func:`fingerprint` of the weights that it was made for, ``network`` their network's name; beside
-        them stands what the maker has to say: what it was adapted to, the figures that were measured.
+    changes: by the parameter's name (``"encoder1.attn.qkv.weight"``) either ``{"up": (outputs, rank), "down": (rank,
+        rest)}`` or ``{"delta": as the parameter}``, float32.
+    facts: JSON-able. ``base`` is :func:`fingerprint` of the weights that it was made for, ``network`` their network's
+        name; beside them stands what the maker has to say: what it was adapted to, the figures that were measured.
     source: the file's name, for messages.
     """
     changes: dict
@@ -47,8 +47,8 @@ class Adapter:
                 for name, parts in self.changes.items()}
 
     def merged(self, model, strength=1.0, any_base=False):
-        """A network with the changes in its weights, in evaluation mode; it shares every other weight with ``model``, which stays
-        as it is.
+        """A network with the changes in its weights, in evaluation mode; it shares every other weight with ``model``, which
+        stays as it is.
 
         ``strength`` scales the changes, 0 is the network itself. Raises :class:`CheckpointError` if the adapter was made for
         another network or for other weights of it; ``any_base`` allows the latter.
@@ -70,15 +70,17 @@ class Adapter:
     def require_base(self, model, any_base=False):
         """Raise :class:`CheckpointError` unless ``model`` is what the adapter was made for."""
         named, own = self.facts.get("network"), getattr(model, "name", type(model).__name__)
+        base, title = str(self.facts.get("base")), self.facts.get("base_name", "unnamed")
         parameters = dict(model.named_parameters())
         for name, parts in self.changes.items():
             if name not in parameters or not _fits(parts, parameters[name].shape):
-                raise CheckpointError(f"{self.source}: made for {self.facts.get('base_name', named)} ({named}); this is {own}, which has "
-                                      f"{'no layer ' if name not in parameters else 'another shape of '}{name}. Use it with its own checkpoint.")
-        if not any_base and fingerprint(model) != self.facts.get("base"):
-            raise CheckpointError(f"{self.source}: made for other weights of {named} than these ({self.facts.get('base_name', 'unnamed')}, "
-                                  f"{str(self.facts.get('base'))[:12]}; these are {fingerprint(model)[:12]}). Use it with the checkpoint "
-                                  "that it was made for, or adapt this one.")
+                fault = "no layer" if name not in parameters else "another shape of"
+                raise CheckpointError(f"{self.source}: made for {title} ({named}); this is {own}, which has {fault} {name}. "
+                                      "Use it with its own checkpoint.")
+        if not any_base and fingerprint(model) != base:
+            raise CheckpointError(f"{self.source}: made for other weights of {named} than these ({title}, {base[:12]}; these "
+                                  f"are {fingerprint(model)[:12]}). Use it with the checkpoint that it was made for, or adapt "
+                                  "this one.")
 
     def count(self):
         """How many numbers the changes take."""
@@ -128,7 +130,7 @@ def read_facts(path):
 
 
 def beside(checkpoint, model):
-    """``[(path, facts)]`` of the adapters for ``model`` that lie in the folder of its checkpoint file or one below it, by path."""
+    """``[(path, facts)]`` by path of the adapters for ``model`` in the folder of its checkpoint file or one below it."""
     base, found = fingerprint(model), []
     folder = Path(checkpoint).parent
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
@@ -153,7 +155,7 @@ def fingerprint(model):
 
 
 def factors(shape, rank):
-    """``(outputs, rank, rest)`` for a change of rank ``rank`` of a weight of ``shape``, or None where the whole change is smaller."""
+    """``(outputs, rank, rest)`` for a change of that rank of a weight of ``shape``; None where the whole change is smaller."""
     outputs, rest = shape[0], int(torch.Size(shape[1:]).numel())
     return (outputs, rank, rest) if rank * (outputs + rest) < outputs * rest else None
 

@@ -45,7 +45,8 @@ def adapter_for(model, rank=2, seed=1):
             outputs, rank, rest = shape
             changes[f"{name}.weight"] = {"up": size * torch.randn(outputs, rank, generator=generator),
                                          "down": torch.randn(rank, rest, generator=generator)}
-    return Adapter(changes, {"base": fingerprint(model), "base_name": "tiny", "network": model.name, "task": "haze", "rank": rank})
+    facts = {"base": fingerprint(model), "base_name": "tiny", "network": model.name, "task": "haze", "rank": rank}
+    return Adapter(changes, facts)
 
 
 def by_hand(model, adapter):
@@ -83,7 +84,8 @@ def test_at_every_depth_and_on_the_fast_path(name, depth):
         expected, merged = plain(x, depth), adapter.merged(model)
         torch.testing.assert_close(merged(x, depth), expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(fast(merged)(x, depth), expected, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(torch.func.functional_call(model, adapter.weights(model), (x, depth)), expected, atol=1e-5, rtol=1e-4)
+        called = torch.func.functional_call(model, adapter.weights(model), (x, depth))
+        torch.testing.assert_close(called, expected, atol=1e-5, rtol=1e-4)
         assert (model(x, depth) - expected).abs().max() > 1e-3
 
 
@@ -91,7 +93,7 @@ def test_a_weight_in_two_places_is_changed_in_both():
     model = network("dynet")
     model.encoder2.attn.qkv.weight = model.decoder2.attn.qkv.weight
     weight = model.encoder2.attn.qkv.weight
-    adapter = Adapter({"encoder2.attn.qkv.weight": {"delta": torch.ones_like(weight)}}, {"base": fingerprint(model), "network": "dynet"})
+    adapter = Adapter({"encoder2.attn.qkv.weight": {"delta": torch.ones_like(weight)}}, {"base": fingerprint(model)})
     merged = adapter.merged(model)
     assert merged.encoder2.attn.qkv.weight is merged.decoder2.attn.qkv.weight
     assert torch.equal(merged.encoder2.attn.qkv.weight, weight + 1)
@@ -200,9 +202,9 @@ def test_restorer_switches_it_on_and_off(files):
 
 def test_run_with_and_without(files):
     folder, model, adapter = files
-    assert main(["run", f"{folder / 'photo.png'}", "-m", f"{folder / 'net'}", "-o", f"{folder / 'off.png'}", "-d", "1,1,1,2"]) == 0
-    assert main(["run", f"{folder / 'photo.png'}", "-m", f"{folder / 'net'}", "-o", f"{folder / 'on.png'}", "-d", "1,1,1,2",
-                 "--adapter", f"{folder / 'net/haze.safetensors'}"]) == 0
+    given = ["run", f"{folder / 'photo.png'}", "-m", f"{folder / 'net'}", "-d", "1,1,1,2"]
+    assert main([*given, "-o", f"{folder / 'off.png'}"]) == 0
+    assert main([*given, "-o", f"{folder / 'on.png'}", "--adapter", f"{folder / 'net/haze.safetensors'}"]) == 0
     expected = Restorer(adapter.merged(model), depth="1,1,1,2")(read_rgb8(folder / "photo.png"))
     assert np.array_equal(read_rgb8(folder / "on.png"), expected)
     assert not np.array_equal(read_rgb8(folder / "off.png"), expected)
@@ -220,17 +222,19 @@ def test_info_lists_those_beside_the_checkpoint(files, capsys):
     folder, model, _ = files
     assert main(["info", f"{folder / 'net'}", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)[0]["adapters"]
-    assert [facts["file"] for facts in listed] == [str(folder / "net/haze.safetensors"), str(folder / "net/night/adapter.safetensors")]
+    assert [facts["file"] for facts in listed] == [str(folder / name) for name in ("net/haze.safetensors",
+                                                                                   "net/night/adapter.safetensors")]
     assert main(["info", f"{folder / 'net'}"]) == 0
     assert f"adapter {folder / 'net/haze.safetensors'}: task haze, rank 2" in capsys.readouterr().out
-    assert [path.name for path, _ in beside(folder / "net" / "model.safetensors", model)] == ["haze.safetensors", "adapter.safetensors"]
+    found = beside(folder / "net" / "model.safetensors", model)
+    assert [path.name for path, _ in found] == ["haze.safetensors", "adapter.safetensors"]
 
 
 def test_export_takes_it_into_the_weights(files):
     folder, model, adapter = files
     out = folder / "adapted.pt2"
-    assert main(["export", f"{folder / 'net'}", "--adapter", f"{folder / 'net/haze.safetensors'}", "-o", f"{out}", "-d", "small",
-                 "--size", "24x32"]) == 0
+    given = ["export", f"{folder / 'net'}", "--adapter", f"{folder / 'net/haze.safetensors'}", "-o", f"{out}"]
+    assert main([*given, "-d", "small", "--size", "24x32"]) == 0
     x = torch.rand(3, 24, 32, generator=torch.Generator().manual_seed(2))
     expected = Restorer(adapter.merged(model), depth="small").restore(x)
     torch.testing.assert_close(Restorer(out).restore(x), expected, atol=1e-4, rtol=1e-3)
@@ -244,7 +248,8 @@ def test_export_to_onnx(files):
     pytest.importorskip("onnxruntime")
     folder, model, adapter = files
     out = folder / "adapted.onnx"
-    assert main(["export", f"{folder / 'net'}", "--adapter", f"{folder / 'net/haze.safetensors'}", "-o", f"{out}", "-d", "2,1,1,1"]) == 0
+    given = ["export", f"{folder / 'net'}", "--adapter", f"{folder / 'net/haze.safetensors'}", "-o", f"{out}"]
+    assert main([*given, "-d", "2,1,1,1"]) == 0
     x = torch.rand(3, 24, 32, generator=torch.Generator().manual_seed(2))
     expected = Restorer(adapter.merged(model), depth="2,1,1,1").restore(x)
     torch.testing.assert_close(Restorer(out).restore(x), expected, atol=1e-4, rtol=1e-3)
@@ -253,6 +258,7 @@ def test_export_to_onnx(files):
 def test_bench_scores_a_network_with_and_without(files):
     from restore.benchmark.competitors import competitors
     folder, *_ = files
-    rows = competitors([f"net={folder / 'net'}"], ["small", "1,1,1,2"], [], torch.device("cpu"), True, [folder / "net/haze.safetensors"])
+    rows = competitors([f"net={folder / 'net'}"], ["small", "1,1,1,2"], [], torch.device("cpu"), alone=True,
+                       adapters=[folder / "net/haze.safetensors"])
     assert [row.name for row in rows] == ["net@small", "net@1,1,1,2", "net+haze@small", "net+haze@1,1,1,2"]
     assert len({row.key for row in rows}) == 4
