@@ -31,17 +31,11 @@ def main(argv=None):
     if command in ("inspect", "diff", "bench", "niqe-fit"):
         from . import commands
         return guarded(f"data_tools {command}", getattr(commands, command.replace("-", "_")), arguments)
-    raise_unknown(command)
-    return 2
-
-
-def raise_unknown(command):
-    """Say on stderr which commands there are."""
     import difflib
     near = difflib.get_close_matches(command, ["build", *STAGES, "inspect", "diff", "bench", "niqe-fit"], 1, 0.5)
     print(f"data_tools: no command {command!r}" + (f"; did you mean {near[0]}?" if near else "")
           + " (python -m data_tools --help lists them)", file=sys.stderr)
-
+    return 2
 
 
 if __name__ == "__main__":

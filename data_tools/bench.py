@@ -21,6 +21,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from restore.errors import RestoreError
 from restore.files import list_images
@@ -81,7 +82,8 @@ def speed(options):
         print(f"two workers / one            {runs[1][1] / runs[2][1]:7.2f} by the wall clock, "
               f"{2 * runs[1][0] / runs[2][0]:.2f} by processor time (2 is perfect); "
               f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-        print(f"peak memory, 24 megapixels   {peak_memory(folder):7.0f} MB per worker")
+        peaks = ", ".join(f"{kind} {peak:.0f}" for kind, peak in peak_memory(folder).items())
+        print(f"peak MB of a worker, 24 megapixels   {peaks}")
     return 0
 
 
@@ -144,7 +146,8 @@ def _run(source, output, workers):
     """
     code = ("import sys; from data_tools import build, recipe; from data_tools.store import Store\n"
             "made = recipe.load(sys.argv[1], sys.argv[2],\n"
-            "    [('workers', int(sys.argv[3])), ('export.formats', ['webdataset'])])\n"
+            # many shards, as a large build has them: each is written by one worker
+            "    [('workers', int(sys.argv[3])), ('export.formats', ['webdataset']), ('export.shard_mb', 8)])\n"
             "from data_tools import decide\n"
             "made.measure.watermarks = False\n"
             "made.rules = dict.fromkeys(decide.thresholds(), False)   # so that every image is exported\n"
@@ -162,18 +165,22 @@ def _run(source, output, workers):
 
 
 def peak_memory(folder, width=6000, height=4000):
-    """Peak resident megabytes of a process that measures one 24-megapixel JPEG after another, as a worker does."""
-    path = folder / "large.jpg"
-    tile = _natural(np.random.default_rng(1), 1000, 1000)
-    cv2.imwrite(str(path), np.tile(tile, (height // 1000, width // 1000, 1)), [cv2.IMWRITE_JPEG_QUALITY, 92])
+    """{kind: peak resident megabytes} of a process that measures one 24-megapixel image after another, as a worker does.
+    """
+    colour = np.tile(_natural(np.random.default_rng(1), 1000, 1000), (height // 1000, width // 1000, 1))
+    deep = np.dstack([colour, colour[:, :, :1]]).astype(np.uint16) * 257
+    paths = {"JPEG": folder / "large.jpg", "CMYK JPEG": folder / "cmyk.jpg", "RGBA PNG of 16 bits": folder / "deep.png"}
+    cv2.imwrite(str(paths["JPEG"]), colour, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    Image.fromarray(colour).convert("CMYK").save(paths["CMYK JPEG"], quality=92)
+    cv2.imwrite(str(paths["RGBA PNG of 16 bits"]), deep, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     code = ("import resource, sys; from data_tools.engine import prepare; prepare()\n"
             "from data_tools.measuring import measurer\n"
             "one = measurer(max_megapixels=200, max_mb=512, plugins=[])\n"
-            "item = {'error': None, 'locator': 'file::' + sys.argv[1], 'name': 'large.jpg'}\n"
-            "for _ in range(3): assert not one(item)['error']\n"
+            "item = {'error': None, 'locator': 'file::' + sys.argv[1], 'name': sys.argv[1]}\n"
+            "for _ in range(2): assert not one(item)['error']\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)")
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return {kind: float(subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True,
+                                       check=True).stdout.split()[-1]) for kind, path in paths.items()}
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------------------

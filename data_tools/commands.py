@@ -116,5 +116,3 @@ def bench(arguments):
     """Speed beside the decoding floor; accuracy on labelled images."""
     from .bench import command
     return command(arguments)
-
-

@@ -131,7 +131,7 @@ def decide(store, recipe):
     store.begin("decide")
     kept = count = 0
     needed = [c["metric"] for rule in rules.values() for c in conditions(rule)]
-    chosen = _chosen(store, rules, needed)
+    chosen = chosen_copies(store, rules, needed)
     with atomic_path(store.path("decide", "decision.parquet")) as temporary, \
             pq.ParquetWriter(temporary, DECISION_SCHEMA, compression="zstd") as writer:
         for table in metric_tables(store, needed, chosen):
@@ -142,13 +142,13 @@ def decide(store, recipe):
     if count != rows:
         raise RestoreError(f"{store.folder}: measured {count} images of {rows}. "
                            "Run: python -m data_tools measure RECIPE")
-    text = _as_yaml(rules)
+    text = as_yaml(rules)
     write_bytes(store.path("decide", "thresholds.yaml"), text)
     store.finish("decide", ["decision.parquet"], rows, hashlib.sha256(text.encode()).hexdigest()[:12], kept=int(kept))
     return rows, int(kept)
 
 
-def _chosen(store, rules, needed):
+def chosen_copies(store, rules, needed):
     """The copy to keep of each duplicate group, {group: id}: the preferred one of those that no other rule rejects."""
     chosen = {}
     if not store.manifest("join"):
@@ -254,7 +254,7 @@ def error_kind(column):
     return pc.if_else(pc.is_valid(column), kinds, column)
 
 
-def _as_yaml(rules):
+def as_yaml(rules):
     """The rules as YAML with one condition a line."""
     lines = []
     for name, rule in rules.items():

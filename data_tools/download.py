@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from restore.files import atomic_path, require_space, write_bytes
 
+from . import sidecars
 from .containers import locator
 from .header import sniff
 
@@ -67,9 +68,8 @@ def _shard(folder, number, chunk, fetcher, settings, progress):
         write_bytes(index, json.dumps(known, sort_keys=True) + "\n")
     else:
         progress.update(len(chunk))
-    from .sources import _fields
     for k, (entry, result) in enumerate(zip(chunk, known["results"])):
-        fields = _fields({name: value for name, value in entry.items() if name is not None})
+        fields = sidecars.fields({name: value for name, value in entry.items() if name is not None})
         fields["provenance"] |= {"content_type": result.get("type"), "final_url": result.get("final")}
         row = {"name": f"{number:05d}/{k:05d}{result.get('suffix', '')}", "container": shard.name, **fields,
                "url": entry["url"]}

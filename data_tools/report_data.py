@@ -69,7 +69,7 @@ def gather(store, near=NEAR):
     needed = sorted({c["metric"] for rule in rules.values() for c in decide.conditions(rule)})
     rows = store.rows("measure")
     step = max(1, -(-rows // SAMPLE))
-    chosen = decide._chosen(store, rules, needed)
+    chosen = decide.chosen_copies(store, rules, needed)
     fixed = _first_pass(decide.metric_tables(store, needed, chosen), rules, limits, step)
     examples = _second_pass(decide.metric_tables(store, needed, chosen), rules, limits, near)
     return Gathered(rules, funnel(store), limits, fixed, examples, len(range(0, rows, step)), *_provenance(store))

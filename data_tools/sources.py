@@ -18,18 +18,12 @@ from urllib.parse import urlsplit
 
 from restore.errors import RestoreError
 
-from . import containers, download
-from .containers import locator, open_bytes
+from . import containers, download, sidecars
+from .containers import locator
 from .header import SUFFIXES
 from .store import make_id
 
-__all__ = ["open_bytes", "rows", "sanitise"]
-
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-_SIDECARS = (".json", ".txt")
-_LICENCE, _CAPTION = ("licence", "license", "rights"), ("caption", "TEXT", "text")
-_URL = ("url", "URL", "image_url", "original_url")
-_SIDECAR_LIMIT = 1 << 20
 
 
 def rows(source, store, settings):
@@ -101,7 +95,7 @@ def _files(source, store, settings):
     stems = {}
     for path, *_ in paths:                 # only sidecars are remembered
         stem, suffix = os.path.splitext(path)
-        if suffix.lower() in _SIDECARS:
+        if suffix.lower() in sidecars.SUFFIXES:
             stems.setdefault(stem, {})[suffix.lower()] = path
     for path, size, stamp in paths:
         relative = _relative(path, base)
@@ -116,9 +110,9 @@ def _files(source, store, settings):
             clean = sanitise(relative)
             if clean != relative:          # two hostile names must not become one
                 clean = _marked(clean, make_id("", relative)[:8])
-            read = {suffix: _read_text(sidecar) for suffix, sidecar in stems.get(os.path.splitext(path)[0], {}).items()}
+            read = {suffix: sidecars.read(sidecar) for suffix, sidecar in stems.get(os.path.splitext(path)[0], {}).items()}
             yield {"name": clean, "locator": locator("file", "", path), "bytes": size, "stamp": stamp,
-                   **_sidecar(read.get(".json"), read.get(".txt"))}
+                   **sidecars.parse(read.get(".json"), read.get(".txt"))}
 
 
 def _guarded(reader, path, source):
@@ -151,7 +145,7 @@ def _walk(path):
         base = os.path.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
     kept = []
     for name in found:
-        if name.lower().endswith((*ARCHIVES, ".parquet", *SUFFIXES, *_SIDECARS)) and os.path.isfile(name):
+        if name.lower().endswith((*ARCHIVES, ".parquet", *SUFFIXES, *sidecars.SUFFIXES)) and os.path.isfile(name):
             status = os.stat(name)
             kept.append((name, status.st_size, status.st_mtime_ns))
     return base, sorted(kept, key=lambda item: os.fsencode(_relative(item[0], base)))
@@ -165,7 +159,7 @@ def _walk_remote(address):
     except Exception as error:  # noqa: BLE001  each file system has errors of its own
         raise RestoreError(f"{address}: {type(error).__name__}: {error}") from None
     kept = sorted((system.unstrip_protocol(name), int(info.get("size") or -1), 0) for name, info in found.items()
-                  if name.lower().endswith((*ARCHIVES, ".parquet", *SUFFIXES, *_SIDECARS))
+                  if name.lower().endswith((*ARCHIVES, ".parquet", *SUFFIXES, *sidecars.SUFFIXES))
                   and info.get("type") != "directory")
     return system.unstrip_protocol(re.split(r"[*?\[]", path, maxsplit=1)[0].rstrip("/")), kept
 
@@ -199,13 +193,13 @@ def _tar(path, source):
                 archive.members = []       # tarfile keeps every header otherwise
                 if member.isreg() and not member.issparse():
                     name = member.name
-                    texts = member.size < _SIDECAR_LIMIT and name.lower().endswith(_SIDECARS)
+                    texts = member.size < sidecars.LIMIT and name.lower().endswith(sidecars.SUFFIXES)
                     if texts or _is_image(name):
                         yield name, member, archive.extractfile(member).read() if texts else None
         for _, group in itertools.groupby(members(), key=lambda item: _key(item[0])):
             group = list(group)
             texts = {os.path.splitext(name)[1].lower(): text for name, _, text in group if text is not None}
-            extra = _sidecar(texts.get(".json"), texts.get(".txt"))
+            extra = sidecars.parse(texts.get(".json"), texts.get(".txt"))
             for name, member, text in group:
                 if text is None:
                     yield {"member": name, "locator": locator("tar", f"{member.offset_data}-{member.size}", path),
@@ -224,15 +218,15 @@ def _zip(path, source):
         texts = {}
         for member in members:
             stem, suffix = os.path.splitext(member.filename)
-            if suffix.lower() in _SIDECARS and member.file_size < _SIDECAR_LIMIT and not member.flag_bits & 1:
+            if suffix.lower() in sidecars.SUFFIXES and member.file_size < sidecars.LIMIT and not member.flag_bits & 1:
                 texts.setdefault(stem, {})[suffix.lower()] = member
         for index, member in enumerate(members):
             if member.is_dir() or not _is_image(member.filename):
                 continue
-            sidecars = texts.get(os.path.splitext(member.filename)[0], {})
-            read = {suffix: archive.read(sidecar) for suffix, sidecar in sidecars.items()}
+            beside = texts.get(os.path.splitext(member.filename)[0], {})
+            read = {suffix: archive.read(sidecar) for suffix, sidecar in beside.items()}
             yield {"member": member.filename, "locator": locator("zip", str(index), path), "bytes": member.file_size,
-                   **_sidecar(read.get(".json"), read.get(".txt"))}
+                   **sidecars.parse(read.get(".json"), read.get(".txt"))}
 
 
 def _parquet(path, source):
@@ -249,7 +243,7 @@ def _parquet(path, source):
             for k in range(count):
                 fields = {name: table[name][k].as_py() for name in others}
                 yield {"member": _cell_name(fields, row), "locator": locator("parquet", f"{group}-{k}-{index}", path),
-                       **_fields(fields)}
+                       **sidecars.fields(fields)}
                 row += 1
     finally:
         file.close()
@@ -320,7 +314,7 @@ def _dataset(source, store, settings):
                     fields = {n: values[k].as_py() for n, values in columns.items()}
                     yield {"name": "/".join(filter(None, (split, f"{row:08d}"))), "stamp": stamp, "folder": split,
                            "container": split, "locator": locator("arrow", f"{number}-{k}-{index}", path),
-                           **_fields(fields)}
+                           **sidecars.fields(fields)}
                     row += 1
 
 
@@ -373,39 +367,3 @@ def _named(records, source):
             raise RestoreError(f"source {source.name!r}: {source.path} has no column {source.url_column!r}; its "
                                f"columns: {', '.join(map(str, record))}. Name it with `url_column`.")
         yield {**record, "url": str(record[source.url_column] or "").strip()}
-
-
-# ---- sidecars ----------------------------------------------------------------------------------------------------
-
-def _read_text(path):
-    try:
-        with containers.open_file(path) as file:
-            return file.read(_SIDECAR_LIMIT)
-    except OSError:
-        return None
-
-
-def _sidecar(json_bytes, text):
-    fields = {}
-    if json_bytes:
-        try:
-            fields = json.loads(json_bytes)
-        except (ValueError, RecursionError):
-            pass
-    fields = dict(fields) if isinstance(fields, dict) else {}
-    if text:
-        fields.setdefault("caption", text.decode("utf-8", "replace").strip())
-    return _fields(fields)
-
-
-def _fields(fields):
-    """Licence, address and the rest of a sidecar's or a row's fields, long texts cut."""
-    def first(names):
-        return next((str(fields[name]) for name in names if fields.get(name) not in (None, "")), None)
-    kept = {str(key): (value[:500] if isinstance(value, str) else value)
-            for key, value in sorted(fields.items(), key=lambda item: str(item[0]))
-            if isinstance(value, (str, int, float, bool)) and key not in (*_LICENCE, *_URL) and str(value) != "nan"}
-    caption = first(_CAPTION)
-    if caption:
-        kept["caption"] = caption[:500]
-    return {"licence": first(_LICENCE), "url": first(_URL), "provenance": dict(itertools.islice(kept.items(), 50))}

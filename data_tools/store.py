@@ -8,7 +8,7 @@ put side by side. The schema:
     id            string   16 hex digits, :func:`make_id` of (source, name): stable when the folder moves
     source        string   the source's name in the recipe
     name          string   the image's name inside the source, relative, sanitised, unique within the source
-    locator       string   where its bytes are: ``sources.open_bytes(locator)`` returns them
+    locator       string   where its bytes are: ``containers.open_bytes(locator)`` returns them
     bytes         int64    size of the encoded image; -1 when not known before reading
     stamp         int64    modification time in ns of the file that holds it: with ``bytes`` it tells a changed file
     licence       string   or null
@@ -28,6 +28,10 @@ put side by side. The schema:
     width height  int32 as displayed (EXIF orientation applied);  format string (JPEG, PNG, ...), and all metrics of
                   :data:`data_tools.measure.METRICS` as flat float32/bool/int columns; a plug-in's columns are
                   ``<plugin>.<column>``
+
+``passes/passes.parquet``
+    id            string
+    watermark watermark_source niqe   float32 or null, see :mod:`data_tools.passes`; only those that were asked for
 
 ``join/join.parquet``
     id            string

@@ -78,7 +78,7 @@ def test_mistakes_in_a_recipes_rules_are_named(changes, said):
 
 def test_the_shipped_thresholds_read_and_write_back(tmp_path):
     shipped = decide.thresholds()
-    (tmp_path / "again.yaml").write_text(decide._as_yaml(shipped))
+    (tmp_path / "again.yaml").write_text(decide.as_yaml(shipped))
     assert decide.thresholds(tmp_path / "again.yaml") == shipped
 
 

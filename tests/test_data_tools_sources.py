@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools import download, sources
+from data_tools import containers, download, sources
 from data_tools.recipe import Download, Source
 from data_tools.store import Store
 from restore.errors import ImageError, RestoreError
@@ -29,7 +29,7 @@ def listed(path, tmp_path, **options):
 
 
 def contents(rows):
-    return {row["name"]: sources.open_bytes(row["locator"]) for row in rows if not row["error"]}
+    return {row["name"]: containers.open_bytes(row["locator"]) for row in rows if not row["error"]}
 
 
 def test_folders_with_sidecars_and_everything_that_holds_images(tmp_path):
@@ -54,7 +54,7 @@ def test_folders_with_sidecars_and_everything_that_holds_images(tmp_path):
     moved = folder.rename(tmp_path / "elsewhere")
     assert [row["id"] for row in listed(moved, tmp_path)] == [row["id"] for row in rows]
     with pytest.raises(ImageError, match="no longer there"):
-        sources.open_bytes(rows[0]["locator"])
+        containers.open_bytes(rows[0]["locator"])
 
 
 def tricky_tar(path):
@@ -117,7 +117,7 @@ def test_damaged_archives_give_what_is_before_the_damage(tmp_path):
         archive.writestr("bomb.jpg", b"\0" * 10_000_000)
     row = listed(tmp_path / "bomb.zip", tmp_path)[0]
     with pytest.raises(ImageError, match="bomb: "):
-        sources.open_bytes(row["locator"], limit=1_000_000)
+        containers.open_bytes(row["locator"], limit=1_000_000)
 
 
 def test_parquet_and_saved_datasets(tmp_path):
