@@ -110,17 +110,20 @@ def run(start, pairs, budget, out, depth=None, images=8, side=128, repeats_only=
 
     from restore.files import write_bytes
     budget = parse_budget(budget)
+    if images < 1 or side < 0:
+        raise RestoreError(f"--images {images} --side {side}: give at least one image, and pixels or 0")
     model = checkpoint.load(start)
     measuring.level_convolutions(model)              # refuses a network without levels before anything is read
     repeats = model.repeats(parse_depth(depth)) if depth else largest(model)
     space = Space(model, repeats, repeats_only)
     held = [pair for given in pairs for pair in _opened(given, images, side)]
-    steps = 1 + sum(r - 1 for r in repeats) + len(repeats) * len(measuring.SHARES)
-    with tqdm(total=steps, unit="change", dynamic_ncols=True) as bar:
-        importance = measuring.measure(model, held, repeats, progress=bar.update)
+    shares = measuring.SHARES if space.by_level else ()
+    with tqdm(total=1 + sum(r - 1 for r in repeats) + len(repeats) * len(shares), unit="change", dynamic_ncols=True) as bar:
+        importance = measuring.measure(model, held, repeats, shares=shares, progress=bar.update)
     tell(measuring.table(importance))
     plan = allocate(space, importance, budget)
     tell(table(space, plan))
+    tell(f"what was measured of these changes adds up to {plan.expected:.2f} dB, before any training")
     out = Path(out)
     write(space, plan, out / "student.yaml", start)
     draw(importance, space, plan, out / "importance.png")
@@ -246,21 +249,23 @@ def draw(importance, space, plan, path):
     from matplotlib import pyplot
 
     from restore.files import atomic_path
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2 + space.by_level, figsize=(8 + 4 * space.by_level, 3.6), layout="constrained")
     for level, costs in enumerate(importance.without_repeats):
         axes[0].plot(range(len(costs)), costs, "o-", label=f"level {level + 1}")
-    for level, costs in enumerate(importance.without_channels):
-        axes[1].plot([100 * share for share in costs], list(costs.values()), "o-", label=f"level {level + 1}")
     axes[0].set_xlabel("repeats removed from one level")
-    axes[1].set_xlabel("% of one level's channels removed")
+    axes[0].set_xticks(range(max(map(len, importance.without_repeats))))
     axes[0].set_ylabel("dB lost")
-    places = range(1, len(plan.repeats) + 1)
-    axes[2].bar([p - 0.2 for p in places], [100 * a / b for a, b in zip(plan.repeats, space.repeats)], 0.4, label="repeats")
+    if space.by_level:
+        for level, costs in enumerate(importance.without_channels):
+            axes[1].plot([100 * share for share in costs], list(costs.values()), "o-", label=f"level {level + 1}")
+        axes[1].set_xlabel("% of one level's channels removed")
+    kept, places = axes[-1], range(1, len(plan.repeats) + 1)
+    kept.bar([p - 0.2 for p in places], [100 * a / b for a, b in zip(plan.repeats, space.repeats)], 0.4, label="repeats")
     if plan.widths:
-        axes[2].bar([p + 0.2 for p in places], [100 * a / b for a, b in zip(plan.widths, space.widths)], 0.4, label="channels")
-    axes[2].set_xticks(list(places), [f"level {p}" for p in places])
-    axes[2].set_ylabel("% kept")
-    axes[2].set_ylim(0, 100)
+        kept.bar([p + 0.2 for p in places], [100 * a / b for a, b in zip(plan.widths, space.widths)], 0.4, label="channels")
+    kept.set_xticks(list(places), [f"level {p}" for p in places])
+    kept.set_ylabel("% kept")
+    kept.set_ylim(0, 105)
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=9)
