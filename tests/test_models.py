@@ -120,7 +120,7 @@ def test_a_loop_is_its_block_repeated_and_told_where_it_is():
     torch.nn.init.normal_(loop.scale)
     y = x
     for t in (1, 2, 3):
-        scale = 1 + loop.scale[0] * t / 3 + loop.scale[1] / 3
+        scale = loop.scale[0] + loop.scale[1] * t / 3 + loop.scale[2] / 3
         y = y + scale[None, :, None, None] * loop.conv2(torch.nn.functional.leaky_relu(loop.conv1(loop.norm(y)), 0.1))
     torch.testing.assert_close(loop(x, 3), y)
     assert not torch.allclose(loop(loop(x, 2), 1), y, atol=1e-3)      # two and one more are not three
@@ -128,7 +128,7 @@ def test_a_loop_is_its_block_repeated_and_told_where_it_is():
 
 def test_many_repeats_do_not_run_away():
     torch.manual_seed(0)
-    loop, x = Loop(8, conditioned=True), torch.rand(1, 8, 16, 16)
+    loop, x = Loop(8, conditioned=False), torch.rand(1, 8, 16, 16)
     with torch.no_grad():
         loop.conv2.weight *= 30                     # far beyond what training gives
         once, often = loop(x, 1), loop(x, 64)

@@ -2,7 +2,7 @@
 
 What is special here: nearly all multiply-accumulates lie in the repeated blocks, so the depth really buys or saves time,
 and all are dense 3x3 and 1x1 convolutions, which CPUs and GPUs run near their matrix rate. A block is told where it is
-in its loop (t/T, 1/T; LoopFormer, arXiv 2602.11451), skips are added (SymUNet), and instead of prompt pictures one
+in its loop (t/T, 1/T; after LoopFormer, arXiv 2602.11451), skips are added (SymUNet), and instead of prompt pictures one
 vector, the mean of the latent, tells the decoder what degradation was seen. DyNet: arXiv 2404.02154.
 """
 
@@ -78,7 +78,8 @@ class Loop(nn.Module):
 
     The block reads its input normalised, as in a transformer: what an iteration adds is then bounded whatever came before,
     so that no number of repeats runs away. What iteration t of T adds is scaled, channel by channel, by a linear function of
-    (t/T, 1/T) that begins at 1.
+    (1, t/T, 1/T) that begins at 1/T: as a solver of a differential equation takes smaller steps where it takes more, so that
+    all depths begin near the same function. Not ``conditioned``, everything is added as it is.
     """
 
     def __init__(self, channels, conditioned):
@@ -86,7 +87,7 @@ class Loop(nn.Module):
         self.norm = LayerNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.scale = nn.Parameter(torch.zeros(2, channels)) if conditioned else None
+        self.scale = nn.Parameter(torch.tensor([0.0, 0.0, 1.0])[:, None].repeat(1, channels)) if conditioned else None
 
     def forward(self, x, repeats):
         for t in range(1, repeats + 1):
@@ -96,7 +97,7 @@ class Loop(nn.Module):
 
     def scale_at(self, t, repeats):
         """The factors (c, 1, 1) of iteration ``t`` (from 1) of ``repeats``."""
-        return (1 + self.scale[0] * (t / repeats) + self.scale[1] * (1 / repeats))[:, None, None]
+        return (self.scale[0] + self.scale[1] * (t / repeats) + self.scale[2] * (1 / repeats))[:, None, None]
 
 
 class Context(nn.Module):
@@ -109,7 +110,8 @@ class Context(nn.Module):
         self.tell = nn.Linear(hidden, 2 * sum(widths))
 
     def forward(self, z):
-        told = self.tell(F.relu(self.squeeze(z.mean(dim=(2, 3)))))[..., None, None]
+        mean = z.mean(dim=(2, 3))                   # normalised, since its size grows with the depth
+        told = self.tell(F.leaky_relu(self.squeeze(F.layer_norm(mean, mean.shape[1:])), SLOPE))[..., None, None]
         return [part.chunk(2, dim=1) for part in told.split([2 * c for c in self.widths], dim=1)]
 
 
