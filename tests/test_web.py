@@ -166,6 +166,18 @@ def test_spoiling_equals_restore_degrade_and_is_scored_against_the_clean_photo(w
     assert photo.input == photo.source and set(photo.pictures) == {"input"} and not photo.scores
 
 
+@pytest.mark.parametrize("height", [3, 7, 8, 61, 64])
+def test_scores_in_bands_are_those_of_the_whole(height, monkeypatch):
+    from restore.web import sessions
+    monkeypatch.setattr(sessions, "_BAND", 16 * 40)
+    a, b = torch.rand(2, 3, height, 40, generator=torch.Generator().manual_seed(0))
+    psnr, ssim = sessions._scores(a, b)
+    assert psnr == pytest.approx(peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=1), abs=1e-5)
+    expected = structural_similarity(b.double().numpy(), a.double().numpy(), data_range=1, channel_axis=0) if height >= 7 else None
+    assert ssim == (expected and pytest.approx(expected, abs=1e-6))
+    assert sessions._scores(a, a)[0] == np.inf
+
+
 # ---------------------------------------------------------------- pages
 
 def test_pages_do_not_see_each_other_and_leave_nothing(workspace, tmp_path):
@@ -484,7 +496,7 @@ def test_two_users_at_once_a_narrow_window_and_cancelling(served, browser, tmp_p
     for window in (one, two):
         assert window.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     two.click("#restore")
-    two.wait(lambda: two.all("#status .bar"))
+    two.wait(lambda: two.all("#status .bar") and two.all("#cancel"))
     two.click("#cancel")
     two.wait(lambda: "Cancelled." in two.text("#status .card"))
     two.restore()                                                         # and once more, to the end

@@ -81,17 +81,21 @@ def progress(job, ahead=0, wait=0.0):
     """How far a job is, or how many come before it."""
     if job.begun is None and ahead:
         others = "1 job comes" if ahead == 1 else f"{ahead} jobs come"
-        title, detail = "Waiting", f"{others} before yours" + (f", about {readable_seconds(wait)}" if wait else "")
+        title, detail = "Waiting", f"{others} before yours" + (f", about {_roughly(wait)}" if wait else "")
         percent = None
     else:
         title, percent = job.what, int(100 * job.fraction)
         left = job.remaining()
         detail = ", ".join(part for part in (f"tile {job.tile} of {job.tiles}" if job.tiles > 1 else "",
-                                             f"about {readable_seconds(max(1.0, left))} left" if left is not None else "") if part)
+                                             f"about {_roughly(left)} left" if left is not None else "") if part)
     bar = tag("div", tag("i", "", style=f"width:{percent or 0}%"), class_="bar", role="progressbar", aria_label=title,
               aria_valuemin=0, aria_valuemax=100, aria_valuenow=percent)
     line = tag("div", [tag("b", title), tag("span", "" if percent is None else f"{percent} %")], class_="line")
     return tag("div", [line, bar, tag("span", detail or "\N{NO-BREAK SPACE}", class_="hint")], class_="card")
+
+
+def _roughly(seconds):
+    return readable_seconds(seconds) if seconds >= 60 else f"{max(1, round(seconds))} s"
 
 
 def error(text):

@@ -142,10 +142,10 @@ class Page:
         job = session.job = Job("Restoring")
         async with session.lock:
             self.engine.queue.submit(job, self._restore, session, photo, session.choice, job)
-            yield {self.restore: gr.Button(interactive=False), self.cancel: gr.Button(visible=True)}
+            busy = {self.restore: gr.Button(interactive=False), self.cancel: gr.Button(visible=True)}
             try:
                 while not job.done:
-                    yield {self.status: cards.progress(job, *self.engine.queue.ahead(job))}
+                    yield {**busy, self.status: cards.progress(job, *self.engine.queue.ahead(job))}
                     await asyncio.sleep(_EVERY)
             finally:
                 session.job = None

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import os
 import re
 import secrets
@@ -30,6 +31,7 @@ _ABANDONED = 600                             # seconds after which an upload tha
 _LONGEST_NAME = 120
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "BMP": ".bmp", "PPM": ".ppm"}
 _WIDEST_JPEG = 65500
+_WINDOW, _BAND = 7, 1 << 22                  # of SSIM; pixels of a band that is scored at once
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,7 @@ class Photo:
         self.runs[restored_with] = elapsed, self.scores["restored"][0] if self.test is not None else None
 
     def _score(self, what, pixels, clean):
-        whole = min(self.height, self.width) >= 7                # SSIM's window
-        self.scores[what] = psnr(pixels, clean), ssim(pixels, clean) if whole else None
+        self.scores[what] = _scores(pixels, clean)
 
     def _drop_result(self):
         self.result = self.restored_with = None
@@ -256,6 +257,23 @@ class Photo:
         picture = self.pictures.pop("restored", None)
         if picture is not None:
             picture.unlink(missing_ok=True)
+
+
+def _scores(pixels, clean):
+    """(PSNR, SSIM or None if smaller than its window) in bands of rows, since scores are computed in float64."""
+    _, height, width = pixels.shape
+    rows = max(_WINDOW, _BAND // width)
+    error = sum(10 ** (-psnr(a, b) / 10) * a.shape[1] for a, b in zip(pixels.split(rows, 1), clean.split(rows, 1))) / height
+    if min(height, width) < _WINDOW:
+        return _decibel(error), None
+    starts = range(0, height - _WINDOW + 1, rows)                # of windows; a band has the rows below that they need
+    bands = [(min(rows, height - _WINDOW + 1 - top), slice(top, top + rows + _WINDOW - 1)) for top in starts]
+    similar = sum(count * ssim(pixels[:, band], clean[:, band]) for count, band in bands)
+    return _decibel(error), similar / sum(count for count, _ in bands)
+
+
+def _decibel(error):
+    return -10 * math.log10(error) if error else math.inf
 
 
 def _parse(options):
