@@ -454,6 +454,7 @@ def test_from_the_photo_to_the_download(served, browser, model, tmp_path):
     window.drop(tmp_path / "cut.jpg")                                     # a bad file, and the page goes on
     window.wait(lambda: "cut.jpg: cannot be read" in " ".join(window.text("photo-drop .bad")))
     window.take(paths["turned.jpg"])
+    assert not window.text("photo-drop .message")                         # nothing of the upload is left standing
     window.restore()
     assert [picture[:3] for picture in window.pictures()] == [["Restored", 72, 100], ["Before", 72, 100]]
     window.click("a.download")

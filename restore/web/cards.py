@@ -2,6 +2,7 @@
 
 import html
 import json
+import secrets
 import shlex
 
 from ..budget import readable_seconds
@@ -12,7 +13,10 @@ _LABELS = {"input": "Before", "clean": "Clean", "restored": "Restored"}
 
 
 def drop_zone(limits, samples=(), again=False, error=None):
-    """Where a photo is dropped; ``samples`` are ``(name, data URI)``; ``again`` gives the small one beside a photo."""
+    """Where a photo is dropped; ``samples`` are ``(name, data URI)``; ``again`` gives the small one beside a photo.
+
+    No two are equal, so that one in which the browser has written something is replaced by the next.
+    """
     size = f"up to {limits.upload / 1e6:.0f} MB and {limits.pixels / 1e6:.0f} megapixels"
     choose = tag("button", "Choose another photo" if again else "Choose a photo", class_="choose", type="button")
     file = Html(f'<input type="file" hidden accept="{",".join(IMAGE_SUFFIXES)}">')
@@ -27,7 +31,7 @@ def drop_zone(limits, samples=(), again=False, error=None):
                           f'<img src="{uri}" alt="{html.escape(name)}"></button>') for name, uri in samples]
             inner += [tag("div", [tag("span", "No photo at hand? Take one of these:", class_="hint"), tag("div", shown)],
                           class_="samples")]
-    return tag("photo-drop", inner, class_="again" if again else None, limit=limits.upload)
+    return tag("photo-drop", inner, class_="again" if again else None, limit=limits.upload, turn=secrets.token_hex(4))
 
 
 def viewer(session):

@@ -80,7 +80,7 @@ class Page:
                     self.rain = gr.Radio(["light", "heavy", "natural"], value="light", label="Rain", visible=False, elem_id="rain")
                     self.beta = gr.Slider(0.3, 3, 1.2, step=0.1, label="Thickness of the haze", visible=False, elem_id="beta")
                     self.haze = gr.Radio(["outdoor", "indoor"], value="outdoor", label="Scene", visible=False, elem_id="haze")
-                    self.seed = gr.Number(0, label="Seed", info="Another seed, another rain.", precision=0, minimum=0,
+                    self.seed = gr.Number(0, label="Seed", info="Another seed, another pattern.", precision=0, minimum=0,
                                           maximum=2**31, visible=False, elem_id="seed")
                 self.command = gr.HTML(elem_id="command")
 
