@@ -41,6 +41,7 @@ def serve(models, host, port, limits, ready=print, **options):
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, lifespan="on",
                                 ws="none")
         place = f"[{host}]" if ":" in host else host
+        listening.listen()                   # who comes before uvicorn does waits instead of being refused
         ready(f"http://{place}:{listening.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[listening])
 
