@@ -21,6 +21,8 @@ from collections import OrderedDict
 
 from restore.errors import ImageError, RestoreError
 
+from .header import said
+
 _LIMIT = 1 << 31                           # no single image is larger; the recipe's limit is usually far below
 _opened = OrderedDict()                    # path -> handle, the last few, per process
 _opened_by = None
@@ -68,7 +70,7 @@ def open_bytes(text, limit=_LIMIT):
     except NotImplementedError as error:
         raise ImageError(f"unsupported: {error}") from None
     except Exception as error:  # noqa: BLE001  archive readers raise anything on damaged files
-        raise ImageError(f"corrupt: reading failed ({type(error).__name__}: {error})") from None
+        raise ImageError(f"corrupt: reading failed ({said(error)})") from None
 
 
 def open_file(path, mode="rb"):

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image as PILImage
 
-from .header import Refused, read_header
+from .header import Refused, read_header, said
 
 _BAND = 256                                # rows converted at once: every whole copy of 24 megapixels is 72 MB or more
 
@@ -160,7 +160,7 @@ def _pillow(data):
         raise Refused("unsupported: not enough memory to decode it") from None
     except Exception as error:  # noqa: BLE001  Pillow's readers raise anything on broken files
         kind = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise Refused(f"{kind}: {type(error).__name__}: {error}") from None
+        raise Refused(f"{kind}: {said(error)}") from None
 
 
 def _bands(image, mode, order):

@@ -180,6 +180,8 @@ def _strip(found, pictures, pixels, k=None):
 
 
 def _short(name, length=26):
+    """A name that fits below a picture: the file's own where the whole is too long, its end where that is."""
+    name = name if len(name) <= length else name.rsplit("/", 1)[-1]
     return name if len(name) <= length else "…" + name[1 - length:]
 
 

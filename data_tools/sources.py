@@ -20,7 +20,7 @@ from restore.errors import RestoreError
 
 from . import containers, download, sidecars
 from .containers import locator
-from .header import SUFFIXES
+from .header import SUFFIXES, said
 from .store import make_id
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -126,8 +126,7 @@ def _guarded(reader, path, source):
         except RestoreError:
             raise
         except Exception as error:  # noqa: BLE001  archive readers raise anything on damaged files
-            yield {"member": "(damaged)", "error": f"corrupt: the archive cannot be read further "
-                                                   f"({type(error).__name__}: {error})"}
+            yield {"member": "(damaged)", "error": f"corrupt: the archive cannot be read further ({said(error)})"}
             return
 
 

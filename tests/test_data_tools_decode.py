@@ -94,6 +94,13 @@ def test_what_is_no_image_says_so(data, kind):
     assert kind_of(data) == kind
 
 
+def test_reasons_hold_no_addresses_so_that_they_are_the_same_again():
+    floats = cv2.imencode(".tiff", np.zeros((8, 8, 3), np.float32))[1].tobytes()
+    with pytest.raises(Refused) as refused:
+        read_header(floats)
+    assert "cannot identify image file" in str(refused.value) and "0x" not in str(refused.value)
+
+
 def test_deep_cmyk_alpha_and_animated_images():
     ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
     deep = cv2.imencode(".png", ramp)[1].tobytes()
