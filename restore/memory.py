@@ -5,6 +5,7 @@ the two thresholds lets the next layer reuse what the last one freed. Costs noth
 calls.
 """
 
+import contextlib
 import ctypes
 import sys
 
@@ -21,3 +22,10 @@ def keep_freed_memory():
         return False
     largest = 2 ** 31 - 1
     return bool(mallopt(_M_MMAP_THRESHOLD, largest) and mallopt(_M_TRIM_THRESHOLD, largest))
+
+
+def release_freed_memory():
+    """Give the system back what is free now, on Linux: between tiles, so that holes of many sizes do not add up."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):      # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)

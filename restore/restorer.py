@@ -8,14 +8,15 @@ import torch
 
 from .errors import RestoreError
 from .footprint import available_memory, measure, parse_memory
+from .memory import release_freed_memory
 from .tiling import run_tiled, spans
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _DEFAULT_MEMORY = 2e9                        # on a CPU, for the whole process: a 24-megapixel photo fits
 _SHARE = 0.8                                 # of what is free, at most
-_PROCESS = 8.5e8                             # what Python and torch take without any image: measured, CUDA's torch
-_OVERHEAD = 1.15                             # of a network beyond its tensors: scratch buffers of the kernels, measured
+_PROCESS = 9.7e8                             # what Python, torch and the network take without any image: measured, CUDA's torch
+_OVERHEAD = 1.5                              # of a network beyond its tensors: scratch buffers, holes in the heap; measured
 _LEAST = 1.5e8                               # for the network, however small the budget
 _SMALL = 256 * 256                           # up to this many pixels an image is never cut
 _FLOOR = 48                                  # pixels a side: a tile that fails here fails for good
@@ -214,7 +215,9 @@ class Restorer:
 
         def piece(part, report):
             size = tuple(part.shape[1:])
-            return self._run(part, report, self._fit(*size, self._most))
+            out = self._run(part, report, self._fit(*size, self._most))
+            release_freed_memory()
+            return out
 
         return run_tiled(piece, pixels, tile, self.overlap, self.model.multiple, progress)
 

@@ -6,7 +6,6 @@ runtime starts: other work hardly disturbs it.
 """
 
 import contextlib
-import ctypes
 import importlib.util
 import inspect
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from .errors import RestoreError
+from .memory import release_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,8 +101,7 @@ def _reset_peak():
     """On Linux: give back what glibc keeps, and set the process's high-water mark to what it holds."""
     if not sys.platform.startswith("linux"):
         return False
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
