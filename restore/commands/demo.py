@@ -206,7 +206,8 @@ def _page(report, results, depths):
             before = to_array(result["input"])
             for depth in depths:
                 slider = page.slider(before, to_array(result["outputs"][depth]), (task, depth), quality=92)
-                figures.append(page.figure(slider, f"{result['photo']}: {_caption(result['scores']['input'])} to "
-                                                   f"{_caption(result['scores'][depth])}"))
+                (low, unlike), (high, alike) = result["scores"]["input"], result["scores"][depth]
+                figures.append(page.figure(slider, f"{result['photo']}, {depth}: {low:.2f} to {high:.2f} dB, SSIM {unlike:.3f} to "
+                                                   f"{alike:.3f}"))
         body.append(page.grid(figures))
     return page.document("restore demo", body)
