@@ -6,6 +6,7 @@ of its own below ``OUT/runs``, resumed to the bit as any other; one that is trai
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -252,19 +253,14 @@ def steps_within(recipe, cost):
 
     Raises RestoreError where not even one step fits.
     """
-    model = build_model(dataclasses.replace(recipe, start=""))
-    names = branching.depth_names(model, recipe.branches)
-    micro, side, known = recipe.batch_size // recipe.accumulate, recipe.data.crop, {}
-    def price(name):
-        if name not in known:
-            known[name] = 3 * count_macs(model, side, side, parse_depth(name))
-        return known[name]
+    names, price = _prices(json.dumps([to_dict(recipe)[key] for key in ("model", "data", "branches")]))
+    micro = recipe.batch_size // recipe.accumulate
 
     def affordable(steps):
         """How many steps the cost pays, of a run that is planned for ``steps``."""
         left = cost
         for step in itertools.count():
-            left -= sum(price(item.depth) * (item.rows.stop - item.rows.start) for part in range(recipe.accumulate)
+            left -= sum(price[item.depth] * (item.rows.stop - item.rows.start) for part in range(recipe.accumulate)
                         for item in branching.plan(recipe.branches, names, recipe.seed, step, part, micro, steps))
             if left < 0 or (steps and step >= steps):
                 return step
@@ -272,7 +268,7 @@ def steps_within(recipe, cost):
     if not recipe.branches.grow:
         steps = affordable(0)
     else:                                   # how long the cheap steps last depends on the number of all steps
-        lowest, highest = 0, int(cost / (price(names[0]) * recipe.batch_size)) + 1
+        lowest, highest = 0, int(cost / (price[names[0]] * recipe.batch_size)) + 1
         while highest - lowest > 1:
             middle = (lowest + highest) // 2
             lowest, highest = (middle, highest) if affordable(middle) >= middle else (lowest, middle)
@@ -280,6 +276,15 @@ def steps_within(recipe, cost):
     if not steps:
         raise RestoreError(f"cost: {cost:.3g} MACs are less than one step")
     return steps
+
+
+@functools.lru_cache(maxsize=256)
+def _prices(keys):
+    """``(names of the trained depths, {name: training MACs of one sample})`` of a recipe's model, data and branches as JSON."""
+    recipe = from_dict(Recipe, dict(zip(("model", "data", "branches"), json.loads(keys))))
+    model, side = build_model(recipe), recipe.data.crop
+    names = branching.depth_names(model, recipe.branches)
+    return names, {name: 3 * count_macs(model, side, side, parse_depth(name)) for name in names}
 
 
 def _samples(recipe, known={}):  # noqa: B006  kept from run to run
@@ -302,11 +307,11 @@ def _share(study, arm):
     depth = single.branches.strategy.partition(":")[2]
     if not depth:
         raise RestoreError("arms: cost: share is for an arm with branches.strategy single:DEPTH")
-    model, side = build_model(recipe), recipe.data.crop
-    parts = branching.shares(recipe.branches, branching.depth_names(model, recipe.branches))
+    names, price = _prices(json.dumps([to_dict(recipe)[key] for key in ("model", "data", "branches")]))
+    parts = branching.shares(recipe.branches, names)
     if depth not in parts:
         raise RestoreError(f"arms: cost: share: {study.base} does not train the depth {depth}")
-    costs = {name: part * count_macs(model, side, side, parse_depth(name)) for name, part in parts.items()}
+    costs = {name: part * price[name] for name, part in parts.items()}
     return costs[depth] / sum(costs.values())
 
 
