@@ -165,7 +165,7 @@ def _published_cell(row, key, named):
 def _pairs(summary):
     titles = {e["key"]: tables.entry_title(e) for e in summary["entries"]}
     rows = [[p["first"], p["second"], titles[p["entry"]], p["metric"], page.number(p["difference"], "+.4f"),
-             f"{p['low']:+.4f} to {p['high']:+.4f}", p["wins"], p["losses"], p["ties"]] for p in summary["pairs"]]
+             page.Cell(f"{p['low']:+.4f} to {p['high']:+.4f}", p["low"], "number"), p["wins"], p["losses"], p["ties"]] for p in summary["pairs"]]
     return page.table(["first", "second", "set", "metric", "first - second", "95 % interval", "wins", "losses", "ties"], rows)
 
 
