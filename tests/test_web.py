@@ -445,6 +445,7 @@ class Window:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_the_photo_to_the_download(served, browser, model, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "downloads").mkdir()
@@ -463,7 +464,9 @@ def test_from_the_photo_to_the_download(served, browser, model, tmp_path):
     expected = paths["turned.jpg"].with_name("turned.restored.jpg")
     assert main(["run", str(paths["turned.jpg"]), "-m", model, "--device", "cpu"]) == 0
     assert target.read_bytes() == expected.read_bytes()
-    window.click("#kind label", "Noise")                                  # the label's text; its input is what is clicked
+    window.click("#test button")
+    window.wait(lambda: "Noise" in window.text("#kind label"))
+    window.click("#kind label", "Noise")
     window.wait(lambda: len(window.all(".scores tbody tr")) == 1)
     window.restore()
     window.wait(lambda: len(window.all(".scores tbody tr")) == 2)
@@ -481,6 +484,7 @@ def test_from_the_photo_to_the_download(served, browser, model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_users_at_once_a_narrow_window_and_cancelling(served, browser, tmp_path):
     for name, part in (("first.png", slice(0, 300)), ("second.png", slice(200, 512))):
         Pillow.fromarray(data.astronaut()[part]).resize((900, 900)).save(tmp_path / name)
