@@ -12,8 +12,8 @@ from restore.models import create_model
 COST = ("s", "m", "l")
 
 
-def planned(branches, step=0, micro=0, rows=8, seed=0, depths=("s", "m", "l")):
-    return plan(branches, list(depths), seed, step, micro, rows)
+def planned(branches, step=0, micro=0, rows=8, seed=0, depths=("s", "m", "l"), steps=0):
+    return plan(branches, list(depths), seed, step, micro, rows, steps)
 
 
 def test_alternate_draws_one_depth_a_step_with_the_given_chances():
@@ -109,20 +109,32 @@ def test_depth_names_of_a_network():
         Branches("sandwich"),
         Branches("largest_only"),
         Branches("single:m"),
+        Branches("alternate", grow=0.6),
+        Branches("sandwich", grow=0.5),
+        Branches("per_sample", {"l": 1}, grow=0.5),         # nobody has a chance before the deepest comes in
     ],
 )
 def test_shares_are_those_of_many_planned_steps(branches):
     counted = Counter()
     for step in range(2000):
-        for item in planned(branches, step):
+        for item in planned(branches, step, steps=2000):
             counted[item.depth] += (item.rows.stop - item.rows.start) / 8 / 2000
     expected = shares(branches, list(COST))
     assert all(counted[name] == pytest.approx(expected.get(name, 0), abs=0.05) for name in COST)
 
 
+def test_depths_come_in_one_after_another():
+    branches = Branches("alternate", grow=0.5)
+    seen = [{planned(branches, step, steps=400)[0].depth for step in range(start, start + 100)} for start in (0, 100, 200, 300)]
+    assert seen == [{"s"}, {"s", "m"}, {"s", "m", "l"}, {"s", "m", "l"}]
+    # after its growth a run draws what one without growth draws
+    assert [planned(branches, step, steps=400) for step in range(200, 250)] == [planned(Branches(), s) for s in range(200, 250)]
+
+
 @pytest.mark.parametrize("values, named", [
     ({"strategy": "sandwhich"}, "sandwhich"), ({"groups": -1}, "groups"), ({"probability": {"s": -1}}, "probability"),
-    ({"probability": {"s": 0}}, "probability"), ({"distill": True}, "distill")])
+    ({"probability": {"s": 0}}, "probability"), ({"distill": True}, "distill"),
+    ({"grow": 1}, "grow"), ({"grow": 0.5, "strategy": "largest_only"}, "grow")])
 def test_impossible_values_are_named(values, named):
     with pytest.raises(RestoreError, match=named):
         Branches(**values).check()
