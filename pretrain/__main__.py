@@ -48,7 +48,11 @@ def _plan(argv):
         "python -m pretrain plan",
         [(["--timed"], {"type": int, "help": "steps of each depth to time for the hours (2); 0 for none"})],
     )
+    from restore.errors import RestoreError
+
     from .plan import plan
+    if (options["timed"] or 0) < 0:
+        raise RestoreError(f"--timed: {options['timed']} is negative")
     print(plan(recipe, 2 if options["timed"] is None else options["timed"]))
 
 

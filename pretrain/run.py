@@ -6,7 +6,7 @@ from torch import nn
 from restore import checkpoint
 from restore.corpus import digest, hold_out, open_corpus
 from restore.depth import parse_depth
-from restore.errors import ImageError, RestoreError
+from restore.errors import CheckpointError, ImageError, RestoreError
 from restore.models import create_model
 from restore.training import train
 
@@ -51,6 +51,8 @@ def build_model(recipe):
     if recipe.start:
         try:
             model.load_state_dict(checkpoint.load(recipe.start).state_dict())
+        except CheckpointError as error:
+            raise RestoreError(f"start: {error}") from None
         except RuntimeError:
             raise RestoreError(f"start: {recipe.start} holds another network than the recipe's {model.name}") from None
     return model
