@@ -20,7 +20,7 @@ CASES = {"dynet_s": ("dynet", "small", 2e-5), "dynet_l": ("dynet", "large", 3e-5
 TINY = {"dynet": dict(width=8, refinement=1, prompt_sizes=(8, 8, 4)),
         "promptir": dict(width=8, blocks=(1, 1, 1, 1), refinement=1, prompt_sizes=(8, 8, 4)),
         "gunet_t": dict(width=8), "gunet_s": dict(width=8), "gunet_b": dict(width=4), "gunet_d": dict(width=4),
-        "anydepth": dict(width=(8, 8, 16, 16))}
+        "anydepth": dict(width=(8, 8, 16, 16)), "anydepth_untied": dict(width=(8, 8, 16, 16))}
 
 
 @functools.cache

@@ -84,7 +84,7 @@ def test_shipped_recipes_are_whole(path):
         ({"loss": "l3"}, "loss: 'l3' is none of"),
         ({"precision": "fp8"}, "precision: 'fp8' is none of fp32, bf16, fp16"),
         ({"branches": {"strategy": "sandwitch"}}, r"branches\.strategy: 'sandwitch' is none of"),
-        ({"noise": {"sigma": [50, 5]}}, r"noise\.sigma: \[50\.0, 5\.0\] must rise"),
+        ({"noise": {"sigma": [50, 5]}}, r"noise\.sigma: \[50\.0, 5\.0\] must be two numbers that rise"),
         ({"noise": {"sigma": 25}}, r"noise\.sigma: expected"),
         ({"noise": {"probability": 1.2}}, r"noise\.probability: 1\.2 is not in 0\.\.1"),
         ({"jpeg": {"quality": [0, 50]}}, r"jpeg\.quality: .* lie in 1\.\.100"),
