@@ -253,7 +253,7 @@ def steps_within(recipe, cost):
 
     Raises RestoreError where not even one step fits.
     """
-    names, price = _prices(json.dumps([to_dict(recipe)[key] for key in ("model", "data", "branches")]))
+    names, price = _prices(json.dumps([to_dict(recipe)[key] for key in _PRICED]))
     micro = recipe.batch_size // recipe.accumulate
 
     def affordable(steps):
@@ -278,10 +278,13 @@ def steps_within(recipe, cost):
     return steps
 
 
+_PRICED = ("model", "data", "branches", "workers")       # workers, as a recipe is refused whose data do not go with them
+
+
 @functools.lru_cache(maxsize=256)
 def _prices(keys):
-    """``(names of the trained depths, {name: training MACs of one sample})`` of a recipe's model, data and branches as JSON."""
-    recipe = from_dict(Recipe, dict(zip(("model", "data", "branches"), json.loads(keys))))
+    """``(names of the trained depths, {name: training MACs of one sample})`` of a recipe's keys ``_PRICED`` as JSON."""
+    recipe = from_dict(Recipe, dict(zip(_PRICED, json.loads(keys))))
     model, side = build_model(recipe), recipe.data.crop
     names = branching.depth_names(model, recipe.branches)
     return names, {name: 3 * count_macs(model, side, side, parse_depth(name)) for name in names}
@@ -307,7 +310,7 @@ def _share(study, arm):
     depth = single.branches.strategy.partition(":")[2]
     if not depth:
         raise RestoreError("arms: cost: share is for an arm with branches.strategy single:DEPTH")
-    names, price = _prices(json.dumps([to_dict(recipe)[key] for key in ("model", "data", "branches")]))
+    names, price = _prices(json.dumps([to_dict(recipe)[key] for key in _PRICED]))
     parts = branching.shares(recipe.branches, names)
     if depth not in parts:
         raise RestoreError(f"arms: cost: share: {study.base} does not train the depth {depth}")

@@ -212,7 +212,8 @@ def test_an_impossible_part_is_refused(text):
     assert studies.parse_part("2/3") == (2, 3)
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [STUDIES / "cpu.yaml", pytest.param(STUDIES / "gpu.yaml", marks=pytest.mark.slow)],
+                         ids=lambda path: path.stem)
 def test_shipped_studies_can_be_run(path):
     study = read(Study, path)
     assert all(phase.steps > 50 for run in runs(study, "out") if run.seed == study.seeds[0] for phase in run.phases)
