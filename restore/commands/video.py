@@ -7,13 +7,14 @@ Every frame is restored by itself. Needs PyAV: pip install 'anydepth[video]'.
 import sys
 from pathlib import Path
 
+from ..checkpoint import DEFAULT_MODEL
 from ..errors import RestoreError
 
 
 def add_arguments(parser):
     parser.add_argument("input", metavar="IN", type=Path, help="any video that FFmpeg reads")
     parser.add_argument("output", metavar="OUT", type=Path, help="NAME.mp4, NAME.mov or NAME.mkv")
-    parser.add_argument("-m", "--model", default="anydepth", metavar="M", help="default: %(default)s")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="M", help="default: %(default)s")
     parser.add_argument("-d", "--depth", metavar="D", help="default: the model's")
     parser.add_argument("--device", default="auto", help="default: %(default)s")
     parser.add_argument("--adapter", metavar="FILE", help="of python -m finetune adapt, as for restore run")
