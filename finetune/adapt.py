@@ -9,6 +9,7 @@ kept are those of the teacher at the best of the regular checks.
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from restore.data import torch_generator
 from restore.depth import format_depth
 from restore.errors import RestoreError
 from restore.files import atomic_path, write_bytes
-from restore.recipe import to_dict
+from restore.recipe import require_within, to_dict
 from restore.resume import RunFolder
 from restore.settings import require_same
 
@@ -49,9 +50,7 @@ class Signals:
     clip: float = 0.0
 
     def check(self):
-        for key, value in dataclasses.asdict(self).items():
-            if not 0 <= value < float("inf"):
-                raise RestoreError(f"{key}: {value} must be 0 or more, and finite")
+        require_within(self, 0, math.inf, *vars(self))
         if not self.prior + self.again + self.clip:
             raise RestoreError("prior: 0, again: 0 and clip: 0 leave nothing to adapt to")
 
@@ -267,11 +266,6 @@ def _pairs(recipe, clear):
     both = [corpus.read(int(k)) for k in sorted({int(k) for k in np.linspace(0, corpus.count - 1, recipe.images)})]
     sides = [(six[..., :3], six[..., 3:]) for six in both]
     return [tuple(as_tensor(reduced(np.ascontiguousarray(side), recipe.side)) for side in pair) for pair in sides]
-
-
-
-
-
 
 
 def _lasting(recipe):

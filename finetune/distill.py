@@ -5,13 +5,14 @@ fine-tuning's own.
 """
 
 import dataclasses
+import math
 from dataclasses import field
 from pathlib import Path
 
 from restore.errors import RestoreError
 from restore.losses import L1, SSIM, Criterion, Frequency
 from restore.models import MODELS
-from restore.recipe import from_dict, read_yaml
+from restore.recipe import from_dict, read_yaml, require_within
 
 from .features import Recorder, affinity_loss, decoder_stages
 from .mixture import find_sources
@@ -36,9 +37,7 @@ class Weights:
     features: float = 0.0
 
     def check(self):
-        for key, value in dataclasses.asdict(self).items():
-            if not 0 <= value < float("inf"):
-                raise RestoreError(f"{key}: {value} must be 0 or more, and finite")
+        require_within(self, 0, math.inf, *vars(self))
         if not self.target + self.teacher:
             raise RestoreError("target: 0, and teacher: 0, leave nothing to learn")
 

@@ -4,13 +4,14 @@ Every figure is taken before (the network as it came) and after, on the same ima
 """
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
 
 from restore.benchmark.noreference import MEASURES, entropy, gray
-from restore.errors import RestoreError
 from restore.metrics import psnr
+from restore.recipe import require_within
 from restore.restorer import Restorer
 
 from . import priors
@@ -43,9 +44,7 @@ class Guards:
     improvement: float = 0.05
 
     def check(self):
-        for key, value in dataclasses.asdict(self).items():
-            if not 0 <= value < float("inf"):
-                raise RestoreError(f"{key}: {value} must be 0 or more, and finite")
+        require_within(self, 0, math.inf, *vars(self))
 
     def broken(self, after, before):
         """The bounds that the means ``after`` break, each in words; ``before`` are those of the unadapted network."""

@@ -7,11 +7,10 @@ from torch.func import functional_call
 
 from restore.adapter import Adapter, fingerprint
 from restore.data import numpy_rng, torch_generator
-from restore.degradations.haze import random_haze
-from restore.degradations.rain import random_rain
 from restore.restorer import choose_device
 
 from . import placement, priors
+from .degrade import degrade
 
 EXPOSURES = (0.85, 1.1)
 
@@ -160,7 +159,7 @@ def _clearer(task, image, facts):
 
 def degraded(task, image, generator):
     """``image`` (3, h, w) with haze or rain of any strength, on 8-bit levels as files are."""
-    return (random_haze if task == "haze" else random_rain)(image, generator).mul(255).round_().div_(255)
+    return degrade(f"de{task}", image, None, generator, None)          # these two draw from the generator alone
 
 
 def _crop(image, size, rng):
