@@ -7,6 +7,7 @@ The result is the ``model`` section of a recipe, of a network with fresh weights
 
 import bisect
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -186,13 +187,12 @@ def allocate(space, importance, budget):
 
 
 def uniform(space, budget):
-    """The :class:`Plan` with every level cut alike: the same share of its channels and of its repeats.
+    """The :class:`Plan` with every level cut alike: the same share of its channels and of its repeats, up or down to whole ones.
 
     Of the plans within the budget it is the one that comes nearest to it.
     """
     most, fitting = max(space.repeats), []
-    for kept in range(1, most + 1):
-        repeats = tuple(max(1, round(r * kept / most)) for r in space.repeats)
+    for kept, repeats in _cut_alike(space.repeats):
 
         def made(step, repeats=repeats):
             widths = tuple(space.narrowed(i, step / 64) for i in range(len(repeats))) if space.by_level else None
@@ -208,6 +208,14 @@ def uniform(space, budget):
     nearest = max(cost(plan, budget.kind) for _, _, plan in fitting)
     near = [item for item in fitting if cost(item[2], budget.kind) >= 0.97 * nearest]
     return min(near, key=lambda item: abs(item[0] / most - (1 - item[1] / 64)))[2]
+
+
+def _cut_alike(repeats):
+    """``(k, repeats)`` with k of the most repeats kept, and of the other levels as great a share, rounded down or up."""
+    most = max(repeats)
+    for kept in range(1, most + 1):
+        rounded = [{max(1, r * kept // most), -(-r * kept // most)} for r in repeats]
+        yield from ((kept, each) for each in itertools.product(*map(sorted, rounded)))
 
 
 def costs_of(plan):

@@ -21,6 +21,16 @@ def degrade(kind, image, rng, generator, task):
     return _MAKERS[kind](image, rng, generator, task)
 
 
+def transplant_rain(image, degraded, clean, rng):
+    """``image`` with the rain of another photo: what ``degraded`` has more light than ``clean``, all (3, h, w) in [0, 1].
+
+    Streaks add light of no colour, in the common sets to the digit, so the channel that is farthest from saturation has
+    their strength. It is varied by up to a third.
+    """
+    rain = (degraded - clean).amax(0).clamp_(min=0)
+    return _eight_bits((image + rain * rng.uniform(0.67, 1.33)).clamp_(0, 1))
+
+
 def _noisy(image, rng, generator, task):
     sigma = rng.uniform(*task.sigma_range) if task.sigma_range else task.sigmas[rng.integers(len(task.sigmas))]
     return gaussian(image, generator, sigma=float(sigma), truncate=task.truncate)

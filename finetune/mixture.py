@@ -19,7 +19,7 @@ from restore.foreign import read_output, to_8_bits
 from restore.image import read_rgb8
 from restore.layouts import TASKS, find_clean, find_pairs, pair_folders
 
-from .degrade import CONTEXT, degrade
+from .degrade import CONTEXT, degrade, transplant_rain
 from .recipe import Task
 
 BLOCK = 1024        # shares are exact over so many samples
@@ -85,7 +85,8 @@ class Source:
     """One line of the mixture: the pairs of a task, or the clean images that it is made on.
 
     label: the task's name in the recipe, number: its place there. found: the :class:`restore.layouts.PairedSet` s. held: pairs, or
-    places ``(corpus, index)`` of clean images, kept back for validation. share: of the samples, exact over ``BLOCK`` of them.
+    places ``(corpus, index)`` of clean images, kept back for validation. donors: pairs whose degradation is put on the clean images.
+    share: of the samples, exact over ``BLOCK`` of them.
     """
     label: str
     kind: str
@@ -95,6 +96,7 @@ class Source:
     paired: bool
     found: list
     held: list
+    donors: Corpus | None = None
     weight: float = 0.0
     share: float = 0.0
 
@@ -113,6 +115,8 @@ def find_sources(recipe):
         for source in made:
             part = 1.0 if len(made) == 1 else 1 - task.synthetic if source.paired else task.synthetic
             source.weight = total * part
+        if task.transplant:             # both were given, the pairs first
+            made[1].donors = made[0].corpus
         sources += [s for s in made if s.weight > 0]
     for source, slots in zip(sources, _slots([s.weight for s in sources])):
         source.share = slots / BLOCK
@@ -182,6 +186,7 @@ class Mixture:
         self.sources, self.patch, self.seed, self.device = sources, patch, seed, device
         self.counts = _slots([s.weight for s in sources])
         self.images = [CleanImages(s.corpus, _mixed(seed, i), cache_mb, device) for i, s in enumerate(sources)]
+        self.donors = [s.donors and CleanImages(s.donors, _mixed(seed, len(sources) + i), cache_mb, device) for i, s in enumerate(sources)]
 
     def place(self, k):
         """``(index of the source, which of its samples)`` for sample ``k``."""
@@ -193,24 +198,37 @@ class Mixture:
         number, own = self.place(k)
         source = self.sources[number]
         image, skipped = self.images[number].fetch(own)
-        height, width = image.shape[-2:] if isinstance(image, torch.Tensor) else image.shape[:2]
         rng, generator = numpy_rng(self.seed, k), torch_generator(self.seed, k, self.device)
-        side = self.patch
-        if not source.paired:
-            side = max(side, min(CONTEXT.get(source.kind, 1) * side, height, width))
-        whole = side
-        if source.task.shrink:          # a wider view in as many pixels; mirroring would add nothing to see
-            whole = max(side, min(int(side * rng.uniform(*source.task.shrink)), height, width))
-        part = crop(image, whole, random_window(height, width, whole, rng))
-        if whole > side:
-            part = F.interpolate(part[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
-        images = part.split(3) if source.paired else (degrade(source.kind, part, rng, generator, source.task), part)
+        context = 1 if source.paired else CONTEXT.get(source.kind, 1)
+        part = self._view(image, source.task, context, rng)
+        side = part.shape[-1]
+        if source.paired:
+            images = part.split(3)
+        elif source.donors and rng.random() < source.task.transplant:
+            donor, more = self.donors[number].fetch(own)
+            skipped = [*skipped, *more]
+            pair = self._view(donor, source.task, context, rng)[:6]
+            images = transplant_rain(part, *pair.split(3), rng), part
+        else:
+            images = degrade(source.kind, part, rng, generator, source.task), part
         degraded, clean, *teacher = images
         top, left = rng.integers(side - self.patch + 1, size=2)
         inner = (slice(None), slice(top, top + self.patch), slice(left, left + self.patch))
         sample = {"input": degraded[inner].contiguous(), "target": clean[inner].contiguous(), "task": source.number,
                   "skipped": "\n".join(skipped)}
         return {**sample, "teacher": teacher[0][inner].contiguous()} if teacher else sample
+
+    def _view(self, image, task, context, rng):
+        """A random square of an image, flipped and turned, ``context`` patches wide if it has so many pixels, one at least."""
+        height, width = image.shape[-2:] if isinstance(image, torch.Tensor) else image.shape[:2]
+        side = max(self.patch, min(context * self.patch, height, width))
+        whole = side
+        if task.shrink:                 # a wider view in as many pixels; mirroring would add nothing to see
+            whole = max(side, min(int(side * rng.uniform(*task.shrink)), height, width))
+        part = crop(image, whole, random_window(height, width, whole, rng))
+        if whole > side:
+            part = F.interpolate(part[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
+        return part
 
 
 def _mixed(seed, number):

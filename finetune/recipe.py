@@ -25,6 +25,7 @@ class Task:
         (degraded, clean). Sets whose folders tell another task, or a test split, are left out and listed.
     clean: folders of clean images.
     synthetic: share of the samples made on clean images, where there are pairs too.
+    transplant: ``derain``: share of the samples made on clean images whose rain is taken off a pair and put on them.
     weight: share of this task in the mixture, relative to the others (``data.balance: weights``).
     repeat: how often the task's images count (``data.balance: repeats``, PromptIR's way of balancing short sets).
     sigmas: noise levels (0..255) that ``denoise`` draws from; sigma_range: draw evenly from this range instead.
@@ -38,6 +39,7 @@ class Task:
     pairs: str | list[str | list[str]] = field(default_factory=list)
     clean: str | list[str] = field(default_factory=list)
     synthetic: float = 0.5
+    transplant: float = 0.0
     weight: float = 1.0
     repeat: int = 1
     sigmas: list[float] = field(default_factory=lambda: [15.0, 25.0, 50.0])
@@ -56,7 +58,9 @@ class Task:
             raise RestoreError("pairs: give pairs" + (", or clean images (clean) to make them on" if kind in SYNTHETIC else ""))
         if self.clean and kind not in SYNTHETIC:
             raise RestoreError(f"clean: {kind} cannot be made on clean images; it needs pairs")
-        require_within(self, 0, 1, "synthetic")
+        require_within(self, 0, 1, "synthetic", "transplant")
+        if self.transplant and not (kind == "derain" and self.pairs and self.clean):
+            raise RestoreError("transplant: rain goes from pairs to clean images; it needs kind derain, pairs and clean")
         if not 0 < self.weight < float("inf"):
             raise RestoreError(f"weight: {self.weight} must be positive; leave a task out to have none of it")
         require_within(self, 1, math.inf, "repeat")

@@ -55,6 +55,25 @@ class FrequencyL1(nn.Module):
         return self.l1(output, target) + self.weight * self.frequency(output, target)
 
 
+class PSNR(nn.Module):
+    """Minus the mean peak signal-to-noise ratio of the samples in decibels, as HINet (arXiv 2105.06086) trains on.
+
+    A sample's gradient goes with the inverse of its error, so that a mixture's hard tasks (haze) don't drown its easy ones
+    (faint noise), and a shift of brightness counts as it does in the score. ``floor``, a mean squared error, bounds what an
+    all but perfect sample can weigh.
+    """
+
+    def __init__(self, floor=1e-5):
+        super().__init__()
+        if floor <= 0:
+            raise RestoreError(f"floor: {floor} must be positive")
+        self.floor = floor
+
+    def forward(self, output, target):
+        error = (output.float() - target.float()).square().flatten(1).mean(1)
+        return 10 * torch.log10(error + self.floor).mean()
+
+
 class SSIM(nn.Module):
     """One minus structural similarity (Wang et al. 2004): Gaussian window of 11x11 pixels and sigma 1.5, whole windows alone.
 
@@ -80,7 +99,7 @@ class SSIM(nn.Module):
             return F.conv2d(F.conv2d(planes, self.kernel[None, None, :, None]), self.kernel[None, None, None])
 
 
-LOSSES = {"l1": L1, "charbonnier": Charbonnier, "frequency": FrequencyL1}
+LOSSES = {"l1": L1, "charbonnier": Charbonnier, "frequency": FrequencyL1, "psnr": PSNR}
 
 
 def build_loss(name, **options):

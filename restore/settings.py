@@ -46,7 +46,7 @@ class Training:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
-    loss: Literal["l1", "charbonnier", "frequency"] = "l1"
+    loss: Literal["l1", "charbonnier", "frequency", "psnr"] = "l1"
     branches: Branches = dataclasses.field(default_factory=Branches)
     sync_batchnorm: bool = False
     max_bad_steps: int = 50

@@ -117,6 +117,13 @@ def test_budgets_are_kept_and_used(budget):
     assert alike.widths[0] == alike.widths[1] and alike.widths[2] == alike.widths[3]
 
 
+def test_repeats_cut_alike_come_as_near_to_the_budget_as_rounding_allows():
+    space = Space(network(), (2, 3, 3, 4), repeats_only=True)
+    fits = space.plan((2, 2, 2, 3), None)
+    assert uniform(space, parse_budget(f"{fits.macs / 1e6 + 0.1:.1f}mmacs")).repeats == (2, 2, 2, 3)
+    assert uniform(space, parse_budget(f"{fits.macs / 1e6 - 0.1:.1f}mmacs")).macs < fits.macs
+
+
 def test_the_command_and_distillation_of_its_result(tmp_path, capsys):
     save(network(), tmp_path / "net.safetensors")
     rng = np.random.default_rng(0)

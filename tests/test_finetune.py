@@ -110,6 +110,21 @@ def test_shrinking_shows_more_of_the_scene(tmp_path):
         assert steepest == pytest.approx(slope, abs=0.1)
 
 
+def test_transplanted_rain_is_that_of_a_pair(sets):
+    """The pairs have OFFSET more light everywhere: that, times 0.67 to 1.33, must come upon the clean photos."""
+    both = {"pairs": str(sets / "rain"), "clean": str(sets / "clean"), "synthetic": 1.0, "transplant": 1.0, "holdout": 0}
+    samples = mixture(recipe_of(sets, tasks={"derain": both}))
+    assert [source.paired for source in samples.sources] == [False]
+    gains = set()
+    for k in range(12):
+        sample = samples.sample(k)
+        assert 40 <= sample["target"][0].min() * 255 < 52                       # photos 0 to 11, not the pairs' 12 to 23
+        rain = (sample["input"] - sample["target"]) * 255
+        assert rain.max() - rain.min() < 1.01 and 0.66 * OFFSET < rain.mean() < 1.34 * OFFSET
+        gains.add(round(rain.mean().item()))
+    assert len(gains) > 4
+
+
 def test_repeated_short_sets_weigh_by_their_repeats(sets):
     recipe = recipe_of(sets, data={"crop": 16, "balance": "repeats"})
     tasks = {name: dataclasses.replace(task, repeat=repeat, synthetic=0.0)
@@ -238,6 +253,7 @@ def test_the_table_counts_and_names(sets, tmp_path):
     ({"tasks": {"denoise": {"clean": "x", "sigmas": [300]}}}, "tasks.denoise.sigmas: .300.0. must list levels"),
     ({"tasks": {"denoise": {"clean": "x", "weight": 0}}}, "tasks.denoise.weight: 0.0 must be positive"),
     ({"tasks": {"jpeg": {"clean": "x", "quality": [90, 10]}}}, "tasks.jpeg.quality"),
+    ({"tasks": {"derain": {"clean": "x", "transplant": 0.5}}}, "tasks.derain.transplant: rain goes from pairs"),
     ({"tasks": {"derain": {"clean": "x", "synthetic": 2}}}, "tasks.derain.synthetic: 2.0 is not in 0..1"),
     ({"steps": 0}, "steps: say how long"), ({"steps": -1}, "steps: -1"), ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs"),
     ({"freeze_norms": 1.5}, "freeze_norms"), ({"data": {"crop": 1}}, "data.crop: 1"), ({"data": {"balance": "weight"}}, "weights"),

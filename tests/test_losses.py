@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from restore.errors import RestoreError
-from restore.losses import L1, SSIM, Charbonnier, Frequency, FrequencyL1, build_loss
+from restore.losses import L1, PSNR, SSIM, Charbonnier, Frequency, FrequencyL1, build_loss
 
 
 def test_l1_by_hand():
@@ -32,6 +32,23 @@ def test_frequency_alone_is_what_its_weight_counts():
     output, target = torch.rand(1, 3, 8, 6), torch.rand(1, 3, 8, 6)
     with_it = FrequencyL1(weight=0.5)(output, target) - L1()(output, target)
     assert with_it.item() == pytest.approx(0.5 * Frequency()(output, target).item(), rel=1e-5)
+
+
+def test_psnr_against_scikit_image():
+    from skimage.metrics import peak_signal_noise_ratio
+    rng = np.random.default_rng(2)
+    target = rng.random((3, 3, 9, 7))
+    output = target + rng.standard_normal(target.shape) * np.array([0.05, 0.2, 0.4])[:, None, None, None]
+    mean = np.mean([peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(target, output)])
+    assert PSNR(floor=1e-12)(torch.from_numpy(output), torch.from_numpy(target)).item() == pytest.approx(-mean, abs=1e-4)
+    assert PSNR(floor=1e-5)(torch.from_numpy(target), torch.from_numpy(target)).item() == pytest.approx(-50, abs=1e-4)
+
+
+def test_psnr_pulls_at_every_sample_by_the_inverse_of_its_error():
+    output = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)]).requires_grad_()
+    PSNR(floor=1e-12)(output, torch.zeros_like(output)).backward()
+    pulls = output.grad.flatten(1).sum(1)
+    assert (pulls[1] / pulls[0]).item() == pytest.approx(10, rel=1e-4)
 
 
 def test_ssim_against_scikit_image():
