@@ -65,24 +65,17 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.student.values(), lr=self.recipe.lr)
 
     def adapter(self, factors, strength=1.0):
-        """The :class:`restore.adapter.Adapter` of a student's or teacher's factors, its scales worked in; without facts."""
+        """The :class:`restore.adapter.Adapter` of a student's or teacher's factors, with gradients; its facts name the base."""
         changes = {}
         for key, value in factors.items():
             name, _, part = key.rpartition(".")
             scale = 1.0 if part == "down" else strength * self.scales[name]
-            changes.setdefault(name, {})[part] = scale * value.detach()
+            changes.setdefault(name, {})[part] = scale * value
         return Adapter(changes, {"network": self.model.name, "base": self.fingerprint})
 
     def weights(self, factors):
         """``{name: changed weight}`` of factors, with gradients."""
-        changed = {}
-        for name, scale in self.scales.items():
-            if f"{name}.delta" in factors:
-                change = factors[f"{name}.delta"]
-            else:
-                change = (factors[f"{name}.up"] @ factors[f"{name}.down"]).view(self.base[name].shape)
-            changed[name] = self.base[name] + scale * change
-        return changed
+        return self.adapter(factors).weights(self.model)
 
     def step(self, k):
         """Step ``k`` from 0; returns the loss."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from restore import checkpoint, foreign
+from restore.adapter import fingerprint
 from restore.depth import count_macs, parse_depth
 from restore.errors import RestoreError
 
@@ -63,7 +64,7 @@ class NetworkTeacher(nn.Module):
         self.call = call
         self.stages = decoder_stages(network, call)
         self.recorder = None
-        self.sha256 = hashlib.sha256(b"".join(_bytes(t) for _, t in sorted(network.state_dict().items()))).hexdigest()
+        self.sha256 = fingerprint(network)
 
     def watch(self, stages):
         """Record these of its stages from now on."""
@@ -145,7 +146,3 @@ class FolderTeacher(nn.Module):
 
     def maps(self):
         return {}
-
-
-def _bytes(tensor):
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -23,7 +23,7 @@ from .errors import CheckpointError
 from .files import atomic_path
 
 FORMAT = "anydepth-adapter-1"
-_KEY = "anydepth-adapter"                    # in the file's metadata
+KEY = "anydepth-adapter"                     # in the file's metadata
 
 
 @dataclasses.dataclass
@@ -95,7 +95,7 @@ class Adapter:
         tensors = {f"{name}.{part}": tensor.detach().float().cpu().contiguous()
                    for name, parts in self.changes.items() for part, tensor in parts.items()}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={_KEY: json.dumps({"format": FORMAT, **self.facts})})
+            save_file(tensors, temporary, metadata={KEY: json.dumps({"format": FORMAT, **self.facts})})
 
 
 def load(path):
@@ -173,7 +173,7 @@ def _fits(parts, shape):
 
 
 def _facts(path, metadata):
-    text = (metadata or {}).get(_KEY)
+    text = (metadata or {}).get(KEY)
     if text is None:
         raise CheckpointError(f"{path}: not an adapter; one is written by: python -m finetune adapt")
     facts = json.loads(text)

@@ -98,13 +98,14 @@ def _read_ours(path):
     """(tensors, configuration) of one of our files."""
     from safetensors import SafetensorError, safe_open
 
+    from .adapter import KEY as ADAPTER
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: not one of our checkpoints (a folder or a .safetensors file); a published "
                               f"one comes in with: restore import {path.name} -o model.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("anydepth")
-            is_adapter = "anydepth-adapter" in (file.metadata() or {})
+            is_adapter = ADAPTER in (file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()} if metadata else {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({_first_line(error)}). "

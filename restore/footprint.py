@@ -77,6 +77,11 @@ class _Live(TorchDispatchMode):
         self.now = self.peak = 0
         self.holders = {}                    # storage -> how many tensors look at it
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """No: torch would import its compiler (and sympy, 2 s) to keep it out of here, where nothing is compiled."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
         out = func(*args, **(kwargs or {}))

@@ -19,6 +19,7 @@ import pytest
 import simplejpeg
 from work_folder import measured, photo, write
 
+import restore
 from data_tools import export, jpeg_crop, patches
 from data_tools.decide import decide
 from data_tools.join import join
@@ -126,6 +127,25 @@ def test_our_corpora_stream_it(exported):
         counts = [open_corpus(str(store.path("export", kind) / split)).count for split in ("train", "val")]
         assert sum(counts) == 12
         assert open_corpus(str(store.path("export", kind) / "train")).read(0).shape == (330, 490, 3)
+
+
+@pytest.mark.parametrize("part, kind", [("webdataset/train", "Tar"), ("parquet/train", "Parquet"), ("files/train", "Folder"),
+                                        ("", "Tar")])
+def test_pretrain_streams_it_by_its_command_line(exported, tmp_path, capsys, part, kind):
+    """A few steps on each format, and on the export as a whole; val is not trained on."""
+    from pretrain.__main__ import main
+    source = exported[0].path("export", part)
+    tiny = Path(__file__).parents[1] / "pretrain" / "recipes" / "tiny.yaml"
+    assert main([str(tiny), "--data.source", str(source), "--steps", "3", "--device", "cpu", "--validation.side", "48",
+                 "--log_every", "1", "-o", str(tmp_path / "run")]) == 0
+    assert f"final weights: {tmp_path / 'run' / 'final'}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    assert type(open_corpus(str(source))).__name__ == kind
+    corpus = restore.load(tmp_path / "run" / "final").provenance["corpus"]
+    train = exported[0].require("export")["splits"]["train"]
+    assert corpus["images"] == train - 2                  # the recipe holds two back
 
 
 def test_card(exported):
