@@ -202,6 +202,9 @@ class Mixture:
         context = 1 if source.paired else CONTEXT.get(source.kind, 1)
         part = self._view(image, source.task, context, rng)
         side = part.shape[-1]
+        if source.task.gain and not source.paired:
+            low, high = np.log(source.task.gain)
+            part = (part * np.exp(rng.uniform(low, high))).clamp_(0, 1)
         if source.paired:
             images = part.split(3)
         elif source.donors and rng.random() < source.task.transplant:

@@ -25,6 +25,7 @@ class Training:
     optimizer: ``adamw``, or ``muon``, which gains more from a step (:mod:`restore.muon`; not for sharded weights).
     clip: largest norm of the gradient, 0 for none. ema: decay of the averaged weights, 0 for none.
     weight_decay: decoupled, on weights of two and more dimensions (not on biases and norms).
+    loss: see :mod:`restore.losses`; frequency_weight: of the spectrum in ``frequency``, beside the 1 of the pixels.
     max_bad_steps: the run stops after this many consecutive steps with a loss or gradient that is not finite.
     deterministic: also on a GPU only operations that repeat to the bit (slower; a CPU repeats anyway).
     """
@@ -47,6 +48,7 @@ class Training:
     clip: float = 1.0
     ema: float = 0.999
     loss: Literal["l1", "charbonnier", "frequency", "psnr"] = "l1"
+    frequency_weight: float = 0.1
     branches: Branches = dataclasses.field(default_factory=Branches)
     sync_batchnorm: bool = False
     max_bad_steps: int = 50
@@ -59,7 +61,7 @@ class Training:
     def check(self):
         require_within(self, 1, math.inf, "steps", "batch_size", "accumulate", "log_every", "validate_every",
                        "checkpoint_every", "keep_checkpoints", "max_bad_steps")
-        require_within(self, 0, math.inf, "seed", "workers", "warmup", "weight_decay", "clip")
+        require_within(self, 0, math.inf, "seed", "workers", "warmup", "weight_decay", "clip", "frequency_weight")
         if not 0 < self.lr < math.inf:
             raise RestoreError(f"lr: {self.lr} must be positive and finite")
         for key in ("lr_end", "ema"):

@@ -82,7 +82,8 @@ def train(model, samples, recipe, out, *, resume=False, validation=(), head=None
 
     Raises RestoreError: the run exists, the recipe changed, the loss is not finite for too long, the disk is full.
     """
-    criterion = criterion or Criterion(build_loss(recipe.loss))
+    options = {"weight": recipe.frequency_weight} if recipe.loss == "frequency" else {}
+    criterion = criterion or Criterion(build_loss(recipe.loss, **options))
     run = _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, criterion, provenance)
     try:
         return run.run()

@@ -125,6 +125,16 @@ def test_transplanted_rain_is_that_of_a_pair(sets):
     assert len(gains) > 4
 
 
+def test_gain_brightens_clean_images_before_they_are_degraded(sets):
+    for gain, least, most in (([], 0.999, 1.001), ([1.2, 1.25], 1.199, 1.251), ([4, 4], 1.0, 4.0)):
+        task = {"clean": str(sets / "clean"), "sigmas": [0], "gain": gain, "holdout": 0}
+        plain = {**task, "gain": []}
+        bright, own = (mixture(recipe_of(sets, tasks={"denoise": t})).sample(3) for t in (task, plain))
+        ratio = bright["target"][0].amin() / own["target"][0].amin()            # the red channel is even, 40 to 51 of 255
+        assert least < ratio < most
+        assert bright["target"].max() <= 1 and (bright["input"] - bright["target"]).abs().max() < 1.01 / 255
+
+
 def test_repeated_short_sets_weigh_by_their_repeats(sets):
     recipe = recipe_of(sets, data={"crop": 16, "balance": "repeats"})
     tasks = {name: dataclasses.replace(task, repeat=repeat, synthetic=0.0)
