@@ -49,18 +49,21 @@ def available_memory():
 def measure(model, depth, *sides):
     """``(bytes, bytes per pixel)`` that ``model(x, depth)`` takes at its peak beyond its weights and ``x``.
 
-    Nothing is computed: on a copy of the network without storage, the tensors of two runs on square images are
-    counted as they would live and die, and a line is laid through the two peaks.
+    A copy of the network runs on two square images, and hardly anything is computed: what binds is replaced by a tensor of
+    the result's size that nobody writes to. The tensors are counted as they live and die, and a line is laid through the two
+    peaks. The copy of a network on an accelerator is on the meta device, so that autocast treats it alike; for a CPU it is not,
+    since torch imports its compiler for that device, which takes longer than restoring a small photo.
     """
+    device = "meta" if any(weight.device.type != "cpu" for weight in model.parameters()) else "cpu"
     shapes = {}
     for module in model.modules():
         for value in tree_leaves(list(vars(module).values())):             # its parameters, buffers and plain tensors
             if torch.is_tensor(value):
-                bare = torch.empty_like(value, device="meta")
+                bare = torch.empty_like(value, device=device)
                 shapes[id(value)] = torch.nn.Parameter(bare) if isinstance(value, torch.nn.Parameter) else bare
     hollow, peaks = copy.deepcopy(model, shapes), []
     for side in sides:
-        x = torch.empty(1, 3, side, side, device="meta")
+        x = torch.empty(1, 3, side, side, device=device)
         with torch.no_grad(), _Live() as live:
             hollow(x, depth)
         peaks.append(live.peak)
@@ -79,20 +82,19 @@ class _Live(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls):
-        """No: torch would import its compiler (and sympy, 2 s) to keep it out of here, where nothing is compiled."""
+        """No: torch would import its compiler to keep it out of here, where nothing is compiled."""
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+        out = _STAND_INS.get(func, func)(*args, **(kwargs or {}))
+        for leaf in out if isinstance(out, (tuple, list)) else (out,):
             if not torch.is_tensor(leaf):
                 continue
             where, size = _storage(leaf), leaf.untyped_storage().nbytes()
             if where in self.holders:
                 self.holders[where] += 1
-            elif where in given:             # a view of a weight, or of what came in
-                continue
+            elif where in {_storage(given) for given in tree_leaves((args, kwargs)) if torch.is_tensor(given)}:
+                continue                     # a view of a weight, or of what came in
             else:
                 self.holders[where] = 1
                 self.now += size
@@ -105,6 +107,72 @@ class _Live(TorchDispatchMode):
         if not self.holders[where]:
             del self.holders[where]
             self.now -= size
+
+
+def _elementwise(operator):
+    def stand_in(x, *others, **options):
+        if all(_fits(other, x) for other in others if torch.is_tensor(other)):
+            return torch.empty_like(x)
+        return operator(x, *others, **options)
+
+    return stand_in
+
+
+def _fits(other, x):
+    """Whether ``x`` and ``other`` together have the shape and the type of ``x``."""
+    sides = zip(reversed(other.shape), reversed(x.shape), strict=False)
+    return other.dtype == x.dtype and other.ndim <= x.ndim and all(side in (1, full) for side, full in sides)
+
+
+def _in_place(x, *others, **options):
+    return x
+
+
+def _into(*operands, out, **options):
+    return out
+
+
+def _clone(x, memory_format=torch.preserve_format):
+    return torch.empty_like(x, memory_format=memory_format)
+
+
+def _layer_norm(x, shape, *rest):
+    mean, deviation = (x.new_empty(*x.shape[:-len(shape)], *(1 for _ in shape)) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), mean, deviation
+
+
+def _matrices(a, b):
+    return a.new_empty(*a.shape[:-1], b.shape[-1])
+
+
+def _added_matrices(added, a, b, **scales):
+    return _matrices(a, b)
+
+
+def _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    if transposed or x.ndim != 4:
+        return _ATEN.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+    sides = [(side + 2 * beyond - step * (kernel - 1) - 1) // move + 1 for side, beyond, step, kernel, move
+             in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)]
+    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight))
+    return torch.empty(len(x), len(weight), *sides, dtype=x.dtype, device=x.device,
+                       memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+_ATEN = torch.ops.aten
+# a result of the same size, type and layout for what takes time; the rest is cheap enough to be computed
+_STAND_INS = {
+    **{operator: _elementwise(operator) for operator in (
+        _ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor, _ATEN.clamp_min.default, _ATEN.gelu.default,
+        _ATEN.relu.default, _ATEN.leaky_relu.default, _ATEN.sigmoid.default, _ATEN._softmax.default)},
+    **dict.fromkeys((_ATEN.copy_.default, _ATEN.add_.Tensor, _ATEN.mul_.Tensor), _in_place),
+    **dict.fromkeys((_ATEN.mm.out, _ATEN.addmm.out, _ATEN.bmm.out), _into),
+    **dict.fromkeys((_ATEN.mm.default, _ATEN.bmm.default), _matrices),
+    **dict.fromkeys((_ATEN.addmm.default, _ATEN.baddbmm.default), _added_matrices),
+    _ATEN.clone.default: _clone,
+    _ATEN.native_layer_norm.default: _layer_norm,
+    _ATEN.convolution.default: _convolution,
+}
 
 
 def _storage(tensor):

@@ -8,6 +8,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .models.anydepth import SLOPE
 
@@ -19,14 +20,14 @@ _OPERATIONS = {"add": torch.add, "mul": torch.mul}
 
 def convolve(x, weight, bias=None, padding=(0, 0), groups=1, then="none"):
     """``then`` (``"none"``, ``"gelu"``, ``"sigmoid"``, or ``"leaky_relu"`` of AnyDepth's slope) of the convolution of ``x`` (n, c, h, w)."""
-    step = _one_pass if _trusted(x.device.type, x.dtype) else _two_passes
+    step = _one_pass if _in_one_pass(x) else _two_passes
     return step(x, weight, bias, padding, groups, then)
 
 
 def convolve_with(x, other, operation, weight, bias=None, padding=(0, 0), groups=1):
     """The convolution of ``x`` (n, c, h, w), to which ``other``, of the result's shape, is added or multiplied:
     ``operation`` is ``"add"`` or ``"mul"``."""
-    step = _one_pass_with if _trusted(x.device.type, x.dtype) else _two_passes_with
+    step = _one_pass_with if _in_one_pass(x) else _two_passes_with
     return step(x, other, operation, weight, bias, padding, groups)
 
 
@@ -48,11 +49,14 @@ def _two_passes_with(x, other, operation, weight, bias, padding, groups):
     return _OPERATIONS[operation](F.conv2d(x, weight, bias, padding=padding, groups=groups), other)
 
 
+def _in_one_pass(x):
+    """Not elsewhere than on a CPU, nor where a dispatch mode counts costs: those of both passes are the most it can be."""
+    return x.device.type == "cpu" and _get_current_dispatch_mode() is None and _trusted(x.dtype)
+
+
 @functools.cache
-def _trusted(device, dtype):
-    """Whether the operators exist on such tensors and compute what their names say."""
-    if device != "cpu":                      # nor on "meta", where costs are counted
-        return False
+def _trusted(dtype):
+    """Whether the operators exist for such tensors and compute what their names say."""
     generator = torch.Generator().manual_seed(0)
     x, other, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((1, 16, 5, 6), (1, 16, 5, 6), (16, 1, 3, 3), 16))
     x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))

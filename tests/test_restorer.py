@@ -11,6 +11,7 @@ import torch
 from PIL import Image as Pillow
 from torch import nn
 
+from restore import footprint
 from restore.errors import RestoreError
 from restore.footprint import available_memory, measure, parse_memory
 from restore.models.base import RestorationModel
@@ -32,9 +33,10 @@ class Toy(RestorationModel):
             self.conv.bias.zero_()
         self.limit, self.error, self.identity, self.seen = limit, error, identity, []
 
+    def footprint(self):
+        return 0.0, 108.0                    # bytes, and bytes per pixel
+
     def restore(self, x, repeats):
-        if x.is_meta:
-            return torch.cat([x] * 8).sum(0, keepdim=True)
         self.seen.append(tuple(x.shape[2:]))
         if self.limit and x.shape[2] * x.shape[3] > self.limit:
             raise self.error
@@ -165,6 +167,31 @@ def test_measure_counts_what_lives():
 
     fixed, slope = measure(Known(), None, 32, 64)
     assert (fixed, slope) == (0, 68)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(("name", "config"), [
+    ("dynet", {"width": 8, "heads": (1, 2, 2, 4), "prompt_channels": (8, 8, 8), "prompt_sizes": (8, 4, 2)}),
+    ("promptir", {"width": 8, "heads": (1, 2, 2, 4), "blocks": (1, 1, 1, 1), "prompt_channels": (8, 8, 8), "prompt_sizes": (8, 4, 2)}),
+    ("anydepth", {"width": (8, 8, 16, 16)}), ("gunet_t", {})])
+def test_what_is_not_computed_is_counted_as_if_it_were(name, config, quick, monkeypatch):
+    from restore.fast import fast
+    from restore.models import create_model
+    model = create_model(name, **config).eval()
+    network, depth = fast(model) if quick else model, model.repeats(None) or None
+    counted = measure(network, depth, 64, 128)
+    monkeypatch.setattr(footprint, "_STAND_INS", {})                      # every operator computes
+    assert counted == measure(network, depth, 64, 128)
+    assert counted[1] > 24
+
+
+def test_counting_memory_does_not_import_the_compiler():
+    code = ("import sys; from restore.models import MODELS, create_model; from restore.fast import fast; from restore.footprint import measure\n"
+            "for name in ('dynet', 'anydepth', 'gunet_t'):\n"
+            "    model = create_model(name).eval()\n"
+            "    measure(model, model.repeats(None) or None, 16, 32); measure(fast(model), model.repeats(None) or None, 16, 32)\n"
+            "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("text", "value"), [("2GB", 2e9), ("512 MiB", 2**29), ("1.5gb", 1.5e9), (1000, 1000), ("100KB", 1e5),
