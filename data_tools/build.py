@@ -7,7 +7,7 @@ from pathlib import Path
 
 from restore import recipe as recipes
 from restore.errors import RestoreError
-from restore.files import write_bytes
+from restore.files import discard_half_written, write_bytes
 
 from . import recipe as recipe_module
 from .store import Store
@@ -53,8 +53,11 @@ def overrides(rest, parser=None):
 def build(store, recipe):
     """All stages; returns None. A stage that has nothing new to do is quick."""
     write_bytes(store.folder / "recipe.json", _resolved(recipe))
-    for stage in ("scan", "measure", "passes", "join", "decide", "report", "export"):
+    for stage in _RUN:
         run_stage(stage, store, recipe)
+    for name in ("recipe.json", "report.html", "decide/thresholds.yaml", "export/README.md",
+                 *(f"{stage}/manifest.json" for stage in _RUN)):
+        discard_half_written(store.folder / name)
 
 
 def run_stage(name, store, recipe, shard=(0, 1)):

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from restore.files import atomic_path, require_space, write_bytes
+from restore.files import atomic_path, discard_half_written, require_space, write_bytes
 
 from . import sidecars
 from .containers import locator
@@ -64,6 +64,8 @@ def _shard(folder, number, chunk, fetcher, settings, progress):
         known = None
     if known is None or known["key"] != key or not shard.exists():
         require_space(folder, 1 << 26, "downloading")
+        for half in (shard, index):
+            discard_half_written(half)
         known = {"key": key, "results": _download(shard, chunk, fetcher, settings, progress)}
         write_bytes(index, json.dumps(known, sort_keys=True) + "\n")
     else:

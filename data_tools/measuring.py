@@ -43,7 +43,7 @@ def run(store, recipe, shard=(0, 1)):
         name = f"part-{number:05d}-{hashlib.sha256(keys.tobytes()).hexdigest()[:12]}.parquet"
         names.append(name)
         if number % shard[1] == shard[0] and not (folder / name).exists():
-            todo.append((name, table, keys))
+            todo.append((name, scanned["parts"][number], keys))    # not the table: two million rows are half a gigabyte
     known = store.manifest("measure")
     if known is not None and known["parts"] == names and not todo:
         return scanned["rows"], 0
@@ -90,29 +90,33 @@ def _measure_parts(store, recipe, todo, columns, reused):
     require_space(store.folder, 1 << 24, "measuring")
     arguments = {"max_megapixels": recipe.measure.max_megapixels, "max_mb": recipe.measure.max_mb,
                  "plugins": recipe.measure.plugins}
-    items = (dict(zip(_FROM, row)) for _, table, keys in todo
-             for row, key in zip(zip(*(table[name].to_pylist() for name in _FROM)), keys) if key not in reused)
+    items = (row for _, part, keys in todo for row, key in zip(_scanned(store, part, _FROM), keys) if key not in reused)
     run_engine = engine.run
     if recipe.engine == "ray":
         from .ray_engine import run as run_engine
     results = run_engine("data_tools.measuring:measurer", arguments, items, recipe.workers, recipe.measure.timeout)
     fields = schema(columns).append(pa.field("key", pa.uint64()))
     measured = 0
-    with contextlib.closing(results), tqdm(total=sum(len(table) for _, table, _ in todo), desc="measure", unit="img",
+    with contextlib.closing(results), tqdm(total=sum(len(keys) for _, _, keys in todo), desc="measure", unit="img",
                                            disable=None) as progress:
-        for name, table, keys in todo:
+        for name, part, keys in todo:
             rows = []
-            for identity, key in zip(table["id"].to_pylist(), keys):
+            for scanned, key in zip(_scanned(store, part, ["id"]), keys):
                 if key in reused:
                     row = reused.row(key)
                 else:
                     row = next(results)
                     row = {"error": row.reason} if isinstance(row, engine.Failure) else row
                     measured += 1
-                rows.append({**row, "id": identity, "key": int(key)})
+                rows.append({**row, "id": scanned["id"], "key": int(key)})
                 progress.update(1)
             store.write_part("measure", name, pa.Table.from_pylist(rows, fields))
     return measured
+
+
+def _scanned(store, part, columns):
+    """The rows of one part of the scan."""
+    return pq.read_table(store.path("scan", part), columns=columns, partitioning=None).to_pylist()
 
 
 def measurer(max_megapixels, max_mb, plugins):

@@ -108,14 +108,16 @@ class Store:
         self.path(stage, "manifest.json").unlink(missing_ok=True)
 
     def finish(self, stage, parts, rows, key="", **more):
-        """Mark a stage as finished: its parts in order. Part files that are not among them are removed afterwards."""
+        """Mark a stage as finished: its parts in order. Part files that are not among them are removed before that, since a
+        stage that is finished is not looked through again."""
         manifest = {"parts": list(parts), "rows": int(rows), "key": key, **more}
-        write_bytes(self.path(stage, "manifest.json"), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         keep = set(manifest["parts"])
+        self.begin(stage)
         # glob finds hidden files too: the half-written ones of killed runs
         for stale in self.path(stage).glob("*.parquet"):
             if stale.name not in keep:
                 stale.unlink(missing_ok=True)
+        write_bytes(self.path(stage, "manifest.json"), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
     def manifest(self, stage):
         """The manifest of a finished stage, or None."""

@@ -35,6 +35,13 @@ def atomic_path(path):
         raise
 
 
+def discard_half_written(path):
+    """Remove what killed runs of :func:`atomic_path` left beside ``path``; not while another process writes it."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.stem[:80])}.????????{path.suffix}"):
+        left.unlink(missing_ok=True)
+
+
 def write_bytes(path, data):
     """Write ``data`` (bytes, or str as UTF-8) to ``path`` through :func:`atomic_path`."""
     with atomic_path(path) as temporary:
