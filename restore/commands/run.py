@@ -22,6 +22,7 @@ from pathlib import Path
 from ..checkpoint import DEFAULT_MODEL
 from ..errors import ImageError, RestoreError
 from ..files import expand, require_space
+from ..memory import collector_paused
 
 MARK = ".restored"
 _LARGE = 4_000_000                           # pixels from which the time is told beforehand
@@ -55,6 +56,8 @@ def add_arguments(parser):
 def run(args):
     if args.quality is not None and not 1 <= args.quality <= 100:
         raise RestoreError(f"--quality {args.quality}: give a number from 1 to 100")
+    with collector_paused():
+        from .. import image, restorer       # noqa: F401 - and with them torch, which is most of a small image's time
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     jobs = work_list(args.inputs, args.output)[rank::world]      # its own outputs alone are looked at below
     finished = {target for _, target in jobs if target.exists()}

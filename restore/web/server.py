@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ..errors import RestoreError
+from ..memory import collector_paused
 from .sessions import Workspace
 
 _STATIC = Path(__file__).parent / "static"
@@ -69,15 +70,16 @@ def _application(workspace, models, local, options):
     # read when gradio is imported, or later by it: no analytics, no version check, its files where ours are
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(workspace.uploads), GRADIO_RUN_HISTORY="False",
                       HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
-    try:
-        import gradio
-        from fastapi import FastAPI, HTTPException
-        from fastapi.responses import FileResponse
-        from fastapi.staticfiles import StaticFiles
-    except ImportError as error:
-        raise RestoreError(f"the web page needs {error.name}: pip install 'anydepth[web]'") from error
-    from .engine import Engine
-    from .layout import Page
+    with collector_paused():
+        try:
+            import gradio
+            from fastapi import FastAPI, HTTPException
+            from fastapi.responses import FileResponse
+            from fastapi.staticfiles import StaticFiles
+        except ImportError as error:
+            raise RestoreError(f"the web page needs {error.name}: pip install 'anydepth[web]'") from error
+        from .engine import Engine
+        from .layout import Page
     page = Page(workspace, Engine(models, **options), local)
 
     @contextlib.asynccontextmanager
