@@ -193,10 +193,13 @@ class Restorer:
 
     def count_tiles(self, height, width):
         """How many tiles an image of this size takes; 1 is the whole image."""
-        tile = self.tile(height, width)
-        rows, columns = (len(spans(whole, part, self.overlap, self.model.multiple))
-                         for whole, part in ((height, tile[0]), (width, tile[1])))
-        return rows * columns
+        rows, columns = self.cuts(height, width)
+        return len(rows) * len(columns)
+
+    def cuts(self, height, width):
+        """The tiles of an image of this size: the spans of their rows, and those of their columns."""
+        return tuple(spans(whole, part, self.overlap, self.model.multiple)
+                     for whole, part in zip((height, width), self.tile(height, width), strict=True))
 
     def _run(self, pixels, progress, tile):
         """Whole if it is no larger than ``tile`` and memory allows it, else in tiles, each of them by this rule."""

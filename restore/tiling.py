@@ -75,6 +75,14 @@ def run_tiled(run, image, tile, overlap, multiple=1, progress=None):
     return out
 
 
+def shares(rows, columns):
+    """``[(computed, advanced), ...]`` of the tiles of these spans, in the order of :func:`run_tiled`: pixels of the tile, and
+    how many of the image's are then done; the latter add up to the image."""
+    return [((bottom - top) * (right - left), high * wide)
+            for (top, bottom), high in zip(rows, _cells(rows), strict=True)
+            for (left, right), wide in zip(columns, _cells(columns), strict=True)]
+
+
 def _cells(cuts):
     """How much of the whole length each span advances."""
     starts = [start for start, _ in cuts] + [cuts[-1][1]]

@@ -1,4 +1,4 @@
-"""``restore serve``: photos and their folders, the queue, limits; the page itself in headless Chromium (slow)."""
+"""``restore serve``: photos and their folders, the queue, limits, the program. test_web_browser.py has the page itself."""
 
 import os
 import shutil
@@ -7,24 +7,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from PIL import ImageCms
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from web_page import files, photos, save_tiny_network
 
-from restore.checkpoint import save
 from restore.cli import main
 from restore.errors import RestoreError
 from restore.image import read_image, to_array
-from restore.models import create_model
 from restore.web import cards
 from restore.web.engine import Cancelled, Engine, Job, Queue
 from restore.web.sessions import Limits, Workspace
@@ -34,11 +28,7 @@ LIMITS = Limits(upload=3_000_000, pixels=1_000_000)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save(create_model("dynet", width=8, heads=(1, 1, 1, 1), prompt_channels=(8, 8, 8), prompt_sizes=(8, 4, 2),
-                      depths={"small": (1, 1, 1, 1), "large": (2, 2, 2, 2)}), path)
-    return str(path)
+    return save_tiny_network(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture
@@ -56,32 +46,10 @@ def engine(model):
     engine.close()
 
 
-def photos(folder):
-    """Files of many kinds, by name."""
-    astronaut = Pillow.fromarray(data.astronaut()[:72, 100:200])
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    exif = Pillow.Exif()
-    exif[0x112], exif[0x10F] = 6, "Camera & Co"
-    astronaut.save(folder / "turned.jpg", exif=exif, icc_profile=icc, quality=90)
-    astronaut.convert("CMYK").save(folder / "inks.jpg")
-    transparent = astronaut.convert("RGBA")
-    transparent.putalpha(Pillow.linear_gradient("L").resize(astronaut.size))
-    transparent.save(folder / "alpha.png", icc_profile=icc)
-    transparent.save(folder / "alpha.webp", lossless=True)
-    import tifffile
-    tifffile.imwrite(folder / "deep.tif", np.asarray(astronaut).astype(np.uint16) * 257 + 3, photometric="rgb")
-    astronaut.convert("L").save(folder / "grey.png")
-    return sorted(folder.iterdir())
-
-
 def take(workspace, path, key="a"):
     arrived = workspace.uploads / path.name
     shutil.copy(path, arrived)
     return workspace.session(key).take(arrived, path.name)
-
-
-def files(folder):
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != "alive")
 
 
 # ---------------------------------------------------------------- photos
@@ -227,14 +195,32 @@ def test_work_is_done_in_order_and_tells_how_many_come_before():
     queue.submit(jobs[0], gate.wait)
     for job in jobs[1:]:
         queue.submit(job, order.append, job.what)
-    assert [queue.ahead(job)[0] for job in jobs] == [0, 1, 2, 3]
+    assert [len(queue.ahead(job)[0]) for job in jobs] == [0, 1, 2, 3]
     assert queue.ahead(jobs[3])[1] == pytest.approx(1 + 2 + 3, abs=0.9)   # of the first some has passed
     jobs[2].cancel()
-    assert queue.ahead(jobs[3])[0] == 2
+    assert queue.ahead(jobs[3])[0] == [jobs[0], jobs[1]]
     gate.set()
     jobs[3].future.result(timeout=30)
     assert order == ["1", "3"] and jobs[2].cancelled
     queue.close()
+
+
+def test_what_comes_before_is_told():
+    job, photo, timing = Job("mine"), Job("a photo"), Job("the network", timing=True)
+    assert "1 photo comes before yours, about 3 s" in cards.progress(job, [timing, photo], 3)
+    assert "2 photos come before yours" in cards.progress(job, [photo, photo])
+    assert "timed first" in cards.progress(job, [timing])
+    assert "0 %" in cards.progress(job)
+
+
+def test_progress_follows_the_work_of_tiles_of_different_size(engine, model):
+    restorer = engine.restorer(model, "small").at("small")
+    restorer.tile = lambda height, width: (64, 96)
+    job, seen = Job("test"), {}
+    check = job.check
+    job.check = lambda: (seen.setdefault(job.tile, job.fraction), check())
+    engine.run(restorer, torch.rand(3, 72, 96, generator=torch.Generator().manual_seed(0)), job)
+    assert seen[2] == pytest.approx(0.5, abs=0.05)                        # rows 0 to 64, then 8 to 72: two equal parts of the work
 
 
 def test_progress_grows_to_one_over_tiles_and_the_result_is_the_restorers(engine, model):
@@ -309,199 +295,3 @@ def test_without_gradio_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve", "--port", "0"]) == 1
     assert "anydepth[web]" in capsys.readouterr().err
-
-
-class Served:
-    """``restore serve`` in a process of its own, its temporary files below ``folder``."""
-
-    def __init__(self, model, folder, *options):
-        self.folder = folder
-        environment = {**os.environ, "TMPDIR": str(folder), "ANYDEPTH_CACHE": str(folder.parent / "cache"), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-m", "restore", "serve", "--port", "0", "-m", model, "--device", "cpu",
-                                         "--max-upload", "3MB", "--max-pixels", "1", *options], env=environment, text=True,
-                                        stdout=subprocess.PIPE)
-        self.address = self.process.stdout.readline().split()[3]
-
-    def end(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        status = self.process.wait(timeout=60)
-        self.process.stdout.close()
-        return status
-
-
-@pytest.fixture
-def served(model, tmp_path):
-    pytest.importorskip("gradio", reason="needs the extra [web]")
-    (tmp_path / "tmp").mkdir()
-    served = Served(model, tmp_path / "tmp")
-    yield served
-    if served.process.poll() is None:
-        served.end()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how, status", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
-def test_it_listens_here_alone_refuses_large_uploads_and_leaves_nothing(served, how, status):
-    assert served.address.startswith("http://127.0.0.1:")
-    page = urllib.request.urlopen(served.address)
-    policy = page.headers["Content-Security-Policy"]
-    assert "default-src 'self'" in policy and "http" not in policy
-    boundary = b"--b\r\nContent-Disposition: form-data; name=\"files\"; filename=\"a.png\"\r\n\r\n"
-    for size, code in ((1000, 200), (3_200_000, 413)):
-        request = urllib.request.Request(served.address + "/gradio_api/upload", boundary + bytes(size) + b"\r\n--b--\r\n",
-                                         {"Content-Type": "multipart/form-data; boundary=b"})
-        try:
-            got = urllib.request.urlopen(request).status
-        except urllib.error.HTTPError as error:
-            got = error.code
-        assert got == code
-    assert [path.name for path in files(served.folder)] == ["a.png"]
-    with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(served.address + "/photo/token/folder/name")
-    assert served.end(how) == status
-    assert list(served.folder.iterdir()) == []
-
-
-# ---------------------------------------------------------------- the page in a browser (pip install selenium; chromium)
-
-@pytest.fixture
-def browser():
-    """``browser(width, height)`` opens another headless Chromium."""
-    pytest.importorskip("gradio", reason="needs the extra [web]")
-    pytest.importorskip("selenium", reason="needs selenium")
-    from selenium import webdriver
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver")
-    opened = []
-
-    def start(width=1280, height=900, downloads=None):
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-            options.add_argument(argument)
-        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-        opened.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)))
-        opened[-1].execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                                   {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})
-        return Window(opened[-1])
-
-    yield start
-    for one in opened:
-        one.quit()
-
-
-class Window:
-    """A browser with the page in it, and what a user does there."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def all(self, selector):
-        return self.driver.find_elements("css selector", selector)
-
-    def wait(self, condition, seconds=60):
-        from selenium.webdriver.support.ui import WebDriverWait
-        return WebDriverWait(self.driver, seconds, 0.1).until(lambda _: condition())
-
-    def open(self, address):
-        self.driver.get(address)
-        self.wait(lambda: self.all("photo-drop .choose"))
-        return self
-
-    def drop(self, path):
-        visible = next(one for one in self.all("photo-drop") if one.is_displayed())
-        visible.find_element("css selector", "input").send_keys(str(path))
-
-    def take(self, path):
-        self.drop(path)
-        self.wait(lambda: self.text("#facts strong") == [path.name])
-
-    def text(self, selector):
-        return [one.text for one in self.all(selector) if one.text]
-
-    def click(self, selector, text=None):
-        one = next(one for one in self.all(selector) if text is None or one.text.strip() == text)
-        self.driver.execute_script("arguments[0].click()", one)
-
-    def restore(self):
-        self.click("#restore")
-        self.wait(lambda: "Restored" in " ".join(self.text("#status .card")))
-
-    def pictures(self):
-        """(label, width, height, address) of what is compared, once it is loaded."""
-        script = ("const shown = document.querySelector('photo-compare').shadowRoot.querySelectorAll('img');"
-                  "return [...shown].map(one => [one.alt, one.naturalWidth, one.naturalHeight, one.src])")
-        self.wait(lambda: all(height for _, _, height, _ in self.driver.execute_script(script)))
-        return self.driver.execute_script(script)
-
-    def requested(self):
-        """Addresses of everything that the page has asked for."""
-        import json
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_from_the_photo_to_the_download(served, browser, model, tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "downloads").mkdir()
-    paths = {path.name: path for path in photos(tmp_path / "in")}
-    window = browser(downloads=tmp_path / "downloads").open(served.address)
-    (tmp_path / "cut.jpg").write_bytes(paths["turned.jpg"].read_bytes()[:1500])
-    window.drop(tmp_path / "cut.jpg")                                     # a bad file, and the page goes on
-    window.wait(lambda: "cut.jpg: cannot be read" in " ".join(window.text("photo-drop .bad")))
-    window.take(paths["turned.jpg"])
-    assert not window.text("photo-drop .message")                         # nothing of the upload is left standing
-    window.restore()
-    assert [picture[:3] for picture in window.pictures()] == [["Restored", 72, 100], ["Before", 72, 100]]
-    window.click("a.download")
-    target = tmp_path / "downloads" / "turned.restored.jpg"
-    window.wait(target.exists)
-    expected = paths["turned.jpg"].with_name("turned.restored.jpg")
-    assert main(["run", str(paths["turned.jpg"]), "-m", model, "--device", "cpu"]) == 0
-    assert target.read_bytes() == expected.read_bytes()
-    window.click("#test button")
-    window.wait(lambda: "Noise" in window.text("#kind label"))
-    window.click("#kind label", "Noise")
-    window.wait(lambda: len(window.all(".scores tbody tr")) == 1)
-    window.restore()
-    window.wait(lambda: len(window.all(".scores tbody tr")) == 2)
-    window.click("#mode label", "Time limit")
-    window.wait(lambda: window.all("#limit input") and window.all("#limit input")[0].is_displayed())
-    outside = [url for url in window.requested() if not url.startswith((served.address, "data:", "blob:", "chrome"))]
-    assert outside == []
-    assert not [entry for entry in window.driver.get_log("browser") if entry["level"] == "SEVERE" and "favicon" not in entry["message"]]
-    assert len(files(served.folder)) >= 4
-    window.driver.quit()
-    deadline = time.time() + 60
-    while files(served.folder) and time.time() < deadline:                # the page was closed
-        time.sleep(0.2)
-    assert files(served.folder) == []
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_users_at_once_a_narrow_window_and_cancelling(served, browser, tmp_path):
-    for name, part in (("first.png", slice(0, 300)), ("second.png", slice(200, 512))):
-        Pillow.fromarray(data.astronaut()[part]).resize((900, 900)).save(tmp_path / name)
-    one, two = browser().open(served.address), browser(390, 844).open(served.address)
-    one.take(tmp_path / "first.png")
-    two.take(tmp_path / "second.png")
-    one.click("#restore")
-    two.click("#restore")
-    for window, name in ((one, "first"), (two, "second")):
-        window.wait(lambda window=window: window.all("a.download"), 120)
-        assert window.text("a.download") == [f"Download {name}.restored.png"]
-    addresses = [{picture[3] for picture in window.pictures()} for window in (one, two)]
-    assert not addresses[0] & addresses[1] and len({url.split("/")[4] for urls in addresses for url in urls}) == 2
-    for window in (one, two):
-        assert window.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    two.click("#restore")
-    two.wait(lambda: two.all("#status .bar") and two.all("#cancel"))
-    two.click("#cancel")
-    two.wait(lambda: "Cancelled." in two.text("#status .card"))
-    two.restore()                                                         # and once more, to the end

@@ -81,12 +81,12 @@ def costs(rows, photo, model, parameters, chosen, problem=None):
                        tag("table", [tag("thead", head), tag("tbody", lines)]), tag("p", caption, class_="hint")], class_="costs")
 
 
-def progress(job, ahead=0, wait=0.0):
-    """How far a job is, or how many come before it."""
-    if job.begun is None and ahead:
-        others = "1 job comes" if ahead == 1 else f"{ahead} jobs come"
-        title, detail = "Waiting", f"{others} before yours" + (f", about {_roughly(wait)}" if wait else "")
-        percent = None
+def progress(job, before=(), wait=0.0):
+    """How far a job is, or what comes before it: other jobs, and the seconds that they will take or 0."""
+    if job.begun is None and before:
+        photos = sum(not other.timing for other in before)
+        what = "The network is timed first" if not photos else f"{photos} photo{'s come' if photos > 1 else ' comes'} before yours"
+        title, detail, percent = "Waiting", what + (f", about {_roughly(wait)}" if wait else ""), None
     else:
         title, percent = job.what, int(100 * job.fraction)
         left = job.remaining()

@@ -2,14 +2,19 @@
 
 import threading
 import time
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from ..budget import best_within, macs, parse_budget, seconds
 from ..depth import count_parameters, format_depth
 from ..restorer import Restorer
+from ..tiling import shares
+
+_TRIAL = 96                                  # pixels a side of the image on which it is seen how a tile's time passes
 
 
 class Cancelled(Exception):
@@ -20,10 +25,11 @@ class Job:
     """One piece of work: what the page shows of it, and the flag that ends it.
 
     ``fraction`` is the done share in [0, 1], ``tile`` and ``tiles`` count from 1; ``begun`` is None while it waits.
+    ``timing`` is whether it is no user's but times a network.
     """
 
-    def __init__(self, what, expected=None):
-        self.what, self.expected = what, expected                # expected: seconds in all, or None
+    def __init__(self, what, expected=None, timing=False):
+        self.what, self.expected, self.timing = what, expected, timing       # expected: seconds in all, or None
         self.begun, self.fraction, self.tile, self.tiles = None, 0.0, 1, 1
         self.future = None
         self._cancelled = threading.Event()
@@ -79,10 +85,10 @@ class Queue:
         return job
 
     def ahead(self, job):
-        """``(how many jobs come before this one, the seconds that those will take as far as that is known)``."""
+        """``(jobs that come before this one, the seconds that those will take as far as that is known)``."""
         with self._lock:
             before = self._jobs[:self._jobs.index(job)] if job in self._jobs else []
-        return len(before), sum(other.remaining() or (other.expected if other.begun is None else 0) or 0 for other in before)
+        return before, sum(other.remaining() or (other.expected if other.begun is None else 0) or 0 for other in before)
 
     def close(self):
         """Cancel everything and wait for the worker to notice."""
@@ -174,23 +180,29 @@ class Engine:
 
     def run(self, restorer, pixels, job):
         """``restorer.restore(pixels)`` with the progress in ``job``; raises :class:`Cancelled` soon after its cancelling."""
-        total = pixels.shape[1] * pixels.shape[2]
-        job.tiles = restorer.count_tiles(*pixels.shape[1:])
-        ticks = _count_ticks(restorer)
-        finished = 0.0
+        tiles = shares(*restorer.cuts(*pixels.shape[1:]))
+        passed = _tick_times(restorer)
+        work, ends = sum(computed for computed, _ in tiles), list(accumulate(advanced for _, advanced in tiles))
+        job.tiles, done = len(tiles), 0
+
+        def advance(ticks):
+            at = min(bisect_right(ends, done + 0.5), len(tiles) - 1)         # the tile that is at work
+            before = sum(computed for computed, _ in tiles[:at])
+            share = passed[min(ticks, len(passed) - 1)]
+            job.tile = at + 1
+            job.fraction = max(job.fraction, 1.0 if done + 0.5 > ends[-1] else (before + share * tiles[at][0]) / work)
 
         def progress(count):
-            nonlocal finished
-            finished += count / total
+            nonlocal done
+            done += count
             _here.ticks = 0
-            job.tile = min(job.tiles, round(finished * job.tiles) + 1)
-            job.fraction = max(job.fraction, finished)           # tiles at the border are smaller than their share
+            advance(0)
             job.check()
 
         def tick():
             job.check()
             _here.ticks += 1
-            job.fraction = max(job.fraction, min(1.0, finished + min(1.0, _here.ticks / ticks) / job.tiles))
+            advance(_here.ticks)
 
         _here.ticks, _here.tick = 0, tick
         try:
@@ -213,21 +225,18 @@ def _tick(module, inputs):
 
 
 @lru_cache(64)
-def _count_ticks(restorer):
-    """How often modules are called for one tile at this depth: counted on a small one."""
+def _tick_times(restorer):
+    """When the modules are called for one tile at this depth, as shares of its time in [0, 1): tried on a small one."""
     import torch
-    count = 0
-
-    def tick():
-        nonlocal count
-        count += 1
-
-    _here.tick = tick
+    begun = time.perf_counter()
+    times = [begun]
+    _here.tick = lambda: times.append(time.perf_counter())
     try:
-        restorer.restore(torch.zeros(3, 64, 64))
+        restorer.restore(torch.zeros(3, _TRIAL, _TRIAL))
     finally:
         _here.tick = None
-    return max(1, count)
+    whole = time.perf_counter() - begun
+    return [(moment - begun) / whole for moment in times]
 
 
 def label(model):

@@ -246,7 +246,7 @@ class Page:
     def _start_measuring(self, model):
         """Let ``model`` be timed when its turn comes."""
         if model not in self.measuring:
-            self.measuring[model] = self.engine.queue.submit(Job("Timing the network"), self.engine.measure, model)
+            self.measuring[model] = self.engine.queue.submit(Job("Timing the network", timing=True), self.engine.measure, model)
 
     async def _measured(self, session):
         """The costs again, once the times are known."""
