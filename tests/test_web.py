@@ -267,7 +267,7 @@ def test_depths_costs_and_the_time_budget(engine, model, tmp_path, monkeypatch):
     assert large.repeats == "2,2,2,2" and small.seconds > 0 and large.seconds > 0
     monkeypatch.setattr("restore.budget.measured_seconds", lambda restorer: {(1, 1, 1, 1): 1, (2, 2, 2, 2): 2}[restorer.depth])
     assert engine.choose(model, 3, 256, 256) == "large" and engine.choose(model, 1.5, 256, 256) == "small"
-    with pytest.raises(RestoreError, match="no depth fits"):
+    with pytest.raises(RestoreError, match="within 0.5 s; the fastest, small, takes about"):
         engine.choose(model, 0.5, 256, 256)
 
 

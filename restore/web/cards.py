@@ -63,7 +63,7 @@ def facts(photo):
 def costs(rows, photo, model, parameters, chosen, problem=None):
     """The table of depths for this photo: arithmetic, expected and measured time; ``chosen`` is set off."""
     scored = any(score is not None for _, score in photo.runs.values())
-    heads = ["Depth", "GMACs", "Expected", "Measured", *(["PSNR, dB"] if scored else [])]
+    heads = ["Depth", "GMACs", "Expected", "Measured", *(["PSNR"] if scored else [])]
     lines = []
     for row in rows:
         elapsed, score = photo.runs.get((model, row.name), (None, None))
@@ -72,7 +72,7 @@ def costs(rows, photo, model, parameters, chosen, problem=None):
         cells = [tag("th", name, scope="row"), tag("td", f"{row.macs / 1e9:,.1f}"), tag("td", expected),
                  tag("td", "–" if elapsed is None else readable_seconds(elapsed))]
         if scored:
-            cells.append(tag("td", "–" if score is None else f"{score:.2f}"))
+            cells.append(tag("td", "–" if score is None else f"{score:.1f} dB"))
         lines.append(tag("tr", cells, class_="chosen" if row.name == chosen else None))
     head = tag("tr", [tag("th", name, scope="col") for name in heads])
     caption = f"For this photo. {parameters / 1e6:.2f} million parameters at every depth." if len(rows) > 1 \

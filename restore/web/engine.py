@@ -9,8 +9,9 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-from ..budget import best_within, macs, parse_budget, seconds
+from ..budget import best_within, macs, parse_budget, readable_seconds, seconds
 from ..depth import count_parameters, format_depth
+from ..errors import RestoreError
 from ..restorer import Restorer
 from ..tiling import shares
 
@@ -176,6 +177,10 @@ class Engine:
         if depths == [None]:
             return None
         costs = {name: seconds(self.restorer(model, name), height, width) for name in depths}
+        fastest = min(costs, key=costs.get)
+        if costs[fastest] > limit:
+            raise RestoreError(f"No depth restores this photo within {limit:g} s; the fastest, {fastest}, takes about "
+                               f"{readable_seconds(costs[fastest])}")
         return best_within(self.restorer(model, None).model, costs, parse_budget(f"{limit:g}s"), height, width)
 
     def run(self, restorer, pixels, job):

@@ -75,11 +75,11 @@ class Page:
                 with gr.Accordion("Test it on a clean photo", open=False, elem_id="test"):
                     gr.HTML("<p class='hint'>Spoil this photo, restore it, and see how near the result comes to the original.</p>")
                     self.kind = gr.Radio(list(TESTS), value="None", label="Spoil it with", elem_id="kind")
-                    self.sigma = gr.Slider(5, 75, 25, step=1, label="Strength (sigma, of 255 levels)", visible=False, elem_id="sigma")
+                    self.sigma = gr.Slider(5, 75, 25, step=1, label="Strength (sigma)", visible=False, elem_id="sigma")
                     self.quality = gr.Slider(5, 80, 20, step=1, label="JPEG quality", visible=False, elem_id="quality")
-                    self.rain = gr.Radio(["light", "heavy", "natural"], value="light", label="Rain", visible=False, elem_id="rain")
+                    self.rain = gr.Radio(_titled("light", "heavy", "natural"), value="light", label="Rain", visible=False, elem_id="rain")
                     self.beta = gr.Slider(0.3, 3, 1.2, step=0.1, label="Thickness of the haze", visible=False, elem_id="beta")
-                    self.haze = gr.Radio(["outdoor", "indoor"], value="outdoor", label="Scene", visible=False, elem_id="haze")
+                    self.haze = gr.Radio(_titled("outdoor", "indoor"), value="outdoor", label="Scene", visible=False, elem_id="haze")
                     self.seed = gr.Number(0, label="Seed", info="Another seed, another pattern.", precision=0, minimum=0,
                                           maximum=2**31, visible=False, elem_id="seed")
                 self.command = gr.HTML(elem_id="command")
@@ -90,11 +90,13 @@ class Page:
         everything = [self.drop, self.again, self.viewer, self.actions, self.restore, self.cancel, self.status, self.right,
                       self.facts, self.model, self.mode, self.depth, self.limit, self.costs, *test, self.command]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        gr.on([self.drop.upload, self.again.upload], self.on_photo, choice, everything, **quiet)
+        gr.on([self.drop.upload, self.again.upload], self.on_photo, choice, everything, trigger_mode="multiple",
+              **quiet)         # while one waits for the timing, another photo may come
         self.restore.click(self.on_restore, choice, everything, **quiet)
         self.cancel.click(self.on_cancel, None, None, queue=False, **quiet)
-        self.model.input(self.on_model, choice, everything, **quiet)
-        gr.on([self.mode.input, self.depth.input, self.limit.input], self.on_choice, choice, everything, **quiet)
+        self.model.input(self.on_model, choice, everything, trigger_mode="multiple", **quiet)
+        gr.on([self.mode.input, self.depth.input, self.limit.input], self.on_choice, choice, everything,
+              trigger_mode="always_last", **quiet)
         gr.on([self.kind.input, self.sigma.release, self.quality.release, self.rain.input, self.beta.release, self.haze.input,
                self.seed.submit, self.seed.blur], self.on_test, test, everything, trigger_mode="always_last", **quiet)
         self.blocks.load(self.on_open, None, None, **quiet)
@@ -292,6 +294,11 @@ class Page:
         return {component: gr.update(visible=TESTS[kind] in kinds)
                 for component, kinds in ((self.sigma, ("noise",)), (self.quality, ("jpeg",)), (self.rain, ("rain",)),
                                          (self.beta, ("haze",)), (self.haze, ("haze",)), (self.seed, ("noise", "rain", "haze")))}
+
+
+def _titled(*names):
+    """Choices that are shown with a capital."""
+    return [(name.title(), name) for name in names]
 
 
 def _options(kind, sigma, quality, rain, beta, haze, seed):

@@ -25,8 +25,8 @@ _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosni
 def serve(models, host, port, limits, ready=print, **options):
     """Serve the page until SIGINT or SIGTERM, and delete every photo before returning.
 
-    ``models`` are names or paths, the first the default; ``limits`` :class:`restore.web.sessions.Limits`; ``ready(address)`` is called once the
-    page can be opened; ``options`` go to :class:`restore.restorer.Restorer`. Raises :class:`RestoreError` if gradio is missing, a
+    ``models`` are names or paths, the first the default; ``limits`` :class:`restore.web.sessions.Limits`; ``ready(address)`` is
+    called once the page can be opened; ``options`` go to :class:`restore.restorer.Restorer`. Raises :class:`RestoreError` if gradio is missing, a
     model cannot be loaded or the address cannot be had, and ``KeyboardInterrupt`` after SIGINT.
     """
     listening = _listen(host, port)

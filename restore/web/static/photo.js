@@ -37,7 +37,7 @@ class PhotoDrop extends HTMLElement {
   take(files) {
     if (this.request) return this.say("One moment, a photo is being uploaded.", true);
     if (!files.length) return;
-    if (files.length > 1) return this.say(`That were ${files.length} files; one photo at a time.`, true);
+    if (files.length > 1) return this.say(`${files.length} files are too many: one photo at a time.`, true);
     const [file] = files, limit = Number(this.getAttribute("limit"));
     if (file.size > limit)
       return this.say(`${file.name} has ${megabytes(file.size)}; the limit here is ${megabytes(limit)}.`, true);
@@ -144,7 +144,11 @@ class PhotoCompare extends HTMLElement {
 
   image({ label, src }) {
     const image = element("img", { src, alt: label, draggable: false, decoding: "async" });
-    image.addEventListener("load", () => { if ([...this.stage.querySelectorAll("img")].every(one => one.complete)) this.note.remove(); });
+    image.addEventListener("load", async () => {
+      await image.decode().catch(() => {});                      // large ones take a while after they have come
+      image.classList.add("ready");
+      if ([...this.stage.querySelectorAll("img")].every(one => one.classList.contains("ready"))) this.note.remove();
+    });
     image.addEventListener("error", () => { this.note.textContent = "This picture cannot be loaded any more: choose the photo again."; });
     return image;
   }
@@ -179,15 +183,18 @@ class PhotoCompare extends HTMLElement {
     return Math.min(clientWidth / this.width, clientHeight / this.height, 3 / devicePixelRatio);
   }
 
-  scale() { return Math.max(this.view.scale ?? 0, this.fit()); }
+  // a photo smaller than the stage is enlarged to fit, and may be shown at its own size
+  least() { return Math.min(this.fit(), 1 / devicePixelRatio); }
+
+  scale() { return this.view.scale === null ? this.fit() : Math.max(this.view.scale, this.least()); }
 
   // to `scale` CSS pixels for a pixel of the photo, about a point of the stage
   zoom(scale, x = this.stage.clientWidth / 2, y = this.stage.clientHeight / 2) {
     const before = this.scale(), { clientWidth, clientHeight } = this.stage, view = this.view;
-    scale = clamp(scale, this.fit(), 16 / devicePixelRatio);
+    scale = clamp(scale, this.least(), 16 / devicePixelRatio);
     view.x += (x - clientWidth / 2) * (1 / before - 1 / scale) / this.width;
     view.y += (y - clientHeight / 2) * (1 / before - 1 / scale) / this.height;
-    view.scale = scale <= this.fit() * 1.001 ? null : scale;
+    view.scale = Math.abs(scale / this.fit() - 1) < 0.001 ? null : scale;
     this.draw();
   }
 
@@ -203,7 +210,7 @@ class PhotoCompare extends HTMLElement {
       image.style.cssText = `width:${this.width}px;height:${this.height}px;transform:translate(${left}px,${top}px) scale(${scale})`;
       image.classList.toggle("pixels", scale * devicePixelRatio >= 3);
     }
-    this.stage.classList.toggle("zoomed", view.scale !== null);
+    this.stage.classList.toggle("zoomed", scale > this.fit());
     this.percent.textContent = `${Math.round(100 * scale * devicePixelRatio)} %`;
     if (!this.over) return;
     // the edge runs over what is seen of the photo, not over the empty margins beside it
@@ -226,7 +233,7 @@ class PhotoCompare extends HTMLElement {
       if (points.size === 2) { dragging = "pinch"; apart = distance(); return; }
       const [x] = place(event);
       // at full view there is nothing to push about, so all of the photo moves the edge
-      dragging = this.over && (this.view.scale === null || Math.abs(x - this.span[2]) < 24) ? "edge" : "photo";
+      dragging = this.over && (this.scale() <= this.fit() || Math.abs(x - this.span[2]) < 24) ? "edge" : "photo";
       if (dragging === "edge") this.moveEdge(x);
     });
     stage.addEventListener("pointermove", event => {
