@@ -31,7 +31,7 @@ from .learner import Learner, degraded
 from .photos import Photo, as_array, as_tensor, read_photos, reduced, sort_photos
 from .run import tell_once
 
-STRENGTHS = (1.0, 0.7, 0.5, 0.3)             # tried in the end, the first that keeps every bound at every depth
+STRENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)    # of the adapter, tried in turn: the first that keeps every bound is taken
 ADAPTER, SHEET, REPORT = "adapter.safetensors", "sheet.png", "report.json"
 FREE_KEYS = ("checkpoint_every",)
 
@@ -142,14 +142,17 @@ def run(recipe, out, resume=False, tell=tell_once):
 
 
 def _learn(recipe, folder, learner, judge, tell):
-    """The steps and the checks; returns the best teacher that keeps every bound as ``(gain, step, factors)``, or None."""
+    """The steps and the checks; returns the best teacher that keeps every bound as ``(gain, step, strength, factors)``, or None.
+
+    A teacher that went too far counts with the strength at which it keeps them: the way there is then the useful part of it.
+    """
     from tqdm import tqdm
     found = folder.load()
     if found:
         start, groups, numbers = found
         learner.restore(groups, numbers)
         folder.cut_log(start)
-        best = (numbers["best"][0], numbers["best"][1], groups["best"]) if numbers["best"] else None
+        best = (*numbers["best"], groups["best"]) if numbers["best"] else None
         worse = numbers["worse"]
     else:
         start, best, worse = 0, None, 0
@@ -166,21 +169,27 @@ def _learn(recipe, folder, learner, judge, tell):
                 raise RestoreError(f"step {step}: the loss is not finite; try a smaller --lr than {recipe.lr:g}")
             if step % recipe.check_every == 0 or step == recipe.steps:
                 teacher = {key: value.detach().clone() for key, value in learner.teacher.items()}
-                after, _, broken = judge.after(learner.adapter(teacher))
+                faults = {}
+                for strength in STRENGTHS:
+                    after, _, faults[strength] = judge.after(learner.adapter(teacher, strength))
+                    if not faults[strength]:
+                        break
+                kept = not faults[strength]
                 gain = 1 - after["residue"] / max(before["residue"], 1e-9)
-                if not broken and gain > (best[0] if best else 0):
-                    best, worse = (gain, step, {key: value.cpu() for key, value in teacher.items()}), 0
+                if kept and gain > (best[0] if best else 0):
+                    best, worse = (gain, step, strength, {key: value.cpu() for key, value in teacher.items()}), 0
                 else:
                     worse += 1
-                row |= {"gain": gain, "after": after, "broken": broken}
-                bar.write(f"step {step}: {recipe.task} seen by the prior {-gain:+.0%}, "
-                          + "; ".join([f"pairs {after['paired_psnr'] - before['paired_psnr']:+.2f} dB", *broken]))
+                row |= {"gain": gain, "strength": strength, "after": after, "broken": faults}
+                bar.write(f"step {step}, strength {strength:g}: {recipe.task} seen by the prior {-gain:+.0%}, pairs "
+                          f"{after['paired_psnr'] - before['paired_psnr']:+.2f} dB"
+                          + ("" if kept else "; at no strength within the bounds; at full: " + "; ".join(faults[STRENGTHS[0]])))
             folder.log(**row)
             bar.update()
             if step % recipe.checkpoint_every == 0 or step == recipe.steps or worse >= recipe.patience:
                 groups, numbers = learner.state()
-                folder.save(step, groups | ({"best": best[2]} if best else {}),
-                            numbers | {"best": best and best[:2], "worse": worse}, keep=2)
+                folder.save(step, groups | ({"best": best[3]} if best else {}),
+                            numbers | {"best": best and best[:3], "worse": worse}, keep=2)
     return best
 
 
@@ -188,8 +197,8 @@ def _finish(recipe, folder, learner, judge, best, photos, tell):
     """Try the best at every depth, weaker if it must be; write the adapter, the sheet and the report, and tell the figures."""
     chosen, why = None, "no check kept every bound"
     others = [depth for depth in learner.depths if depth not in (None, learner.model.default_depth)]
-    step, teacher = (best[1], {key: value.to(learner.device) for key, value in best[2].items()}) if best else (None, None)
-    for strength in STRENGTHS if best else ():
+    step, teacher = (best[1], {key: value.to(learner.device) for key, value in best[3].items()}) if best else (None, None)
+    for strength in STRENGTHS[STRENGTHS.index(best[2]):] if best else ():
         adapter = learner.adapter(teacher, strength)
         tried = {depth: judge.after(adapter, depth) for depth in [None, *others]}
         after = tried[None][0]
