@@ -76,7 +76,6 @@ def macs_of_sizes(model, depth=None):
     What is counted grows in proportion to the pixels, padded to the network's multiple: two small images give the line and a
     third must lie on it. Of a network that is not like this, or that is a file, each size is counted by itself.
     """
-    import torch
     weight = next(model.parameters(), None)
     if weight is not None and weight.device.type != "meta":
         copied = copy.deepcopy(model, _sharing_weights(model)).eval()
