@@ -31,6 +31,12 @@ def transplant_rain(image, degraded, clean, rng):
     return _eight_bits((image + rain * rng.uniform(0.67, 1.33)).clamp_(0, 1))
 
 
+def vary_strength(degraded, clean, factor):
+    """A pair's degradation ``factor`` times as strong; (3, h, w) in [0, 1]. Of haze that is another transmission, since it
+    mixes the scene with the airlight; of rain, brighter or fainter streaks."""
+    return _eight_bits((clean + (degraded - clean) * factor).clamp_(0, 1))
+
+
 def _noisy(image, rng, generator, task):
     sigma = rng.uniform(*task.sigma_range) if task.sigma_range else task.sigmas[rng.integers(len(task.sigmas))]
     return gaussian(image, generator, sigma=float(sigma), truncate=task.truncate)

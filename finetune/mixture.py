@@ -19,7 +19,7 @@ from restore.foreign import read_output, to_8_bits
 from restore.image import read_rgb8
 from restore.layouts import TASKS, find_clean, find_pairs, pair_folders
 
-from .degrade import CONTEXT, degrade, transplant_rain
+from .degrade import CONTEXT, degrade, transplant_rain, vary_strength
 from .recipe import Task
 
 BLOCK = 1024        # shares are exact over so many samples
@@ -207,6 +207,8 @@ class Mixture:
             part = (part * np.exp(rng.uniform(low, high))).clamp_(0, 1)
         if source.paired:
             images = part.split(3)
+            if source.task.strength:
+                images = vary_strength(*images[:2], rng.uniform(*source.task.strength)), *images[1:]
         elif source.donors and rng.random() < source.task.transplant:
             donor, more = self.donors[number].fetch(own)
             skipped = [*skipped, *more]
@@ -284,4 +286,5 @@ def table(sources):
 
 def data_digest(sources):
     """SHA-256 over names and sizes of everything the mixture reads."""
-    return hashlib.sha256("\n".join(f"{s.label} {digest(s.corpus)}" for s in sources).encode()).hexdigest()
+    read = [(s.label, corpus) for s in sources for corpus in (s.corpus, s.donors) if corpus]
+    return hashlib.sha256("\n".join(f"{label} {digest(corpus)}" for label, corpus in read).encode()).hexdigest()

@@ -33,6 +33,8 @@ class Task:
     quality: lowest and highest quality of ``jpeg``.
     shrink: lowest and highest factor by which images are made smaller before they are cropped, drawn evenly; a crop then shows
         more of the scene, which haze and rain are told by. Empty: never.
+    strength: lowest and highest factor by which what a pair's degradation adds to its clean image is multiplied: more haze, or
+        less, of the same scene. Empty: as it is.
     gain: lowest and highest factor by which clean images are made darker or brighter first, cut off at white: a page or a wall
         in bright light is then no sign of haze. Empty: never.
     validation: sets to validate on; where there are none, the images of ``holdout`` scenes are kept back from training.
@@ -49,6 +51,7 @@ class Task:
     truncate: bool = True
     quality: list[int] = field(default_factory=lambda: [10, 60])
     shrink: list[float] = field(default_factory=list)
+    strength: list[float] = field(default_factory=list)
     gain: list[float] = field(default_factory=list)
     validation: str | list[str | list[str]] = field(default_factory=list)
     holdout: int = 2
@@ -74,6 +77,8 @@ class Task:
         require_rising(self, 1, 100, "quality")
         if self.shrink:
             require_rising(self, 1, 16, "shrink")
+        if self.strength:
+            require_rising(self, 0, 10, "strength")
         if self.gain:
             require_rising(self, 0.01, 100, "gain")
         require_within(self, 0, math.inf, "holdout")

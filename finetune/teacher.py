@@ -129,6 +129,9 @@ class FolderTeacher(nn.Module):
             if not source.paired:
                 raise RestoreError(f"tasks.{source.label}.clean: the teacher {self.path} is a folder of outputs, and has none "
                                    "of degradations that are made during training; leave clean out, or give a network")
+            if source.task.strength:
+                raise RestoreError(f"tasks.{source.label}.strength: the outputs in {self.path} are those of the pairs as they are; "
+                                   "leave strength out, or give a network")
             found, missing = {}, []
             for pair in source.corpus.pairs:
                 try:

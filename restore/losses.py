@@ -102,11 +102,11 @@ class SSIM(nn.Module):
 LOSSES = {"l1": L1, "charbonnier": Charbonnier, "frequency": FrequencyL1, "psnr": PSNR}
 
 
-def build_loss(name, **options):
-    """The loss of that name; raises RestoreError for an unknown one."""
+def build_loss(name, frequency_weight=0.1):
+    """The loss of that name, ``frequency_weight`` being for ``"frequency"`` alone; raises RestoreError for an unknown one."""
     if name not in LOSSES:
         raise RestoreError(f"loss: {name!r} is none of {', '.join(LOSSES)}")
-    return LOSSES[name](**options)
+    return FrequencyL1(frequency_weight) if name == "frequency" else LOSSES[name]()
 
 
 class Criterion(nn.Module):

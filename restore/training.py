@@ -9,7 +9,6 @@ import contextlib
 import errno
 import importlib.util
 import math
-import time
 import warnings
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from .depth import count_parameters, parse_depth
 from .errors import RestoreError
 from .files import require_space
 from .losses import Criterion, build_loss
+from .meters import Meters
 from .muon import Muon
 from .recipe import flatten, from_dict, to_dict
 from .resume import RunFolder, apply, collect, whole_state
@@ -82,8 +82,7 @@ def train(model, samples, recipe, out, *, resume=False, validation=(), head=None
 
     Raises RestoreError: the run exists, the recipe changed, the loss is not finite for too long, the disk is full.
     """
-    options = {"weight": recipe.frequency_weight} if recipe.loss == "frequency" else {}
-    criterion = criterion or Criterion(build_loss(recipe.loss, **options))
+    criterion = criterion or Criterion(build_loss(recipe.loss, recipe.frequency_weight))
     run = _Run(model, samples, recipe, out, resume, validation, head, head_weight, on_step, criterion, provenance)
     try:
         return run.run()
@@ -127,8 +126,8 @@ class _Run:
         self.parallel = isinstance(self.learner, nn.parallel.DistributedDataParallel)
         if self.parallel:       # the exchange copies such a gradient, which is all that the warning says
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        self.step, self.counters = 0, {"skipped_steps": 0, "bad_in_a_row": 0, "broken_samples": 0, "seconds": 0.0}
-        self.meter, self.broken, self.scores = {}, {}, {}
+        self.step, self.scores = 0, {}
+        self.meters = Meters(self.accelerator, aloud=self.folder.write)
         if saved is not None:
             self._restore(*saved)
         self.ahead = None               # the micro-batch that was fetched before its step
@@ -166,7 +165,6 @@ class _Run:
                          self.accelerator.process_index, self.accelerator.num_processes,
                          pin_memory=self.accelerator.device.type == "cuda")
         bar = tqdm(total=recipe.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
-        self.started = time.monotonic()
         self.learner.train()
         with bar, contextlib.closing(loader):
             while self.step < recipe.steps:
@@ -194,7 +192,7 @@ class _Run:
         for micro in range(recipe.accumulate):
             batch = self._fetch(loader) if self.ahead is None else self.ahead
             self.ahead = None
-            self._count_broken(batch)
+            self.meters.count_broken(batch.get("skipped", ()))
             batch = self.criterion.prepare(batch)
             passes = branching.plan(
                 recipe.branches, self.depths, recipe.seed, self.step, micro, self.micro_batch, recipe.steps
@@ -233,10 +231,10 @@ class _Run:
         output, logits = self.learner(x, self.repeats[item.depth])
         loss, parts = self.criterion(output, target, rows)
         for name, value in {"loss": loss, **parts}.items():
-            self._measure(f"{name}_{item.depth}" if item.depth else name, value, item.weight)
+            self.meters.measure(f"{name}_{item.depth}" if item.depth else name, value, item.weight)
         if logits is not None:
             entropy = nn.functional.cross_entropy(logits.float(), rows["task"])
-            self._measure("task_accuracy", (logits.argmax(1) == rows["task"]).float().mean(), item.weight)
+            self.meters.measure("task_accuracy", (logits.argmax(1) == rows["task"]).float().mean(), item.weight)
             loss = loss + self.head_weight * entropy
         return loss, output
 
@@ -251,13 +249,10 @@ class _Run:
         if finite:
             if self.average:
                 self.average.update(self.network, self.step + 1)
-            self._measure("gradient_norm", norm, 1.0)
-            self.counters["bad_in_a_row"] = 0
-        else:
-            self.counters["skipped_steps"] += 1
-            self.counters["bad_in_a_row"] += 1
+            self.meters.measure("gradient_norm", norm, 1.0)
+        self.meters.count_step(finite)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.counters["bad_in_a_row"] >= recipe.max_bad_steps:
+        if self.meters.bad_in_a_row >= recipe.max_bad_steps:
             kept = self.folder.steps()
             last = f"; the last checkpoint is {self.folder.checkpoints}/step-{kept[-1]:08d}" if kept else ""
             raise RestoreError(
@@ -265,51 +260,17 @@ class _Run:
                 f"steps, so the run stops. They did not touch the weights{last}. A lower lr, a longer warmup or "
                 "precision: fp32 usually helps.")
 
-    def _measure(self, name, value, weight):
-        total, count = self.meter.get(name, (0.0, 0.0))
-        value = value.detach().float()
-        value = torch.nan_to_num(value, 0.0, 0.0, 0.0) * weight
-        self.meter[name] = (total + value, count + weight)
-
-    def _means(self):
-        """Means of the meters over the processes since the last row of the log."""
-        means = {}
-        for name in sorted(self.meter):
-            total, count = self.meter[name]
-            total = torch.as_tensor(total, device=self.accelerator.device, dtype=torch.float32)
-            means[name] = float(self.accelerator.reduce(_plain(total), "mean")) / count
-        return means
-
-    def _count_broken(self, batch):
-        for text in batch.get("skipped", ()):
-            for line in filter(None, text.split("\n")):
-                self.counters["broken_samples"] += 1
-                if line not in self.broken and len(self.broken) < 1000:
-                    self.broken[line] = None
-                    if self.folder.write:
-                        tqdm.write(f"skipped: {line}")
-
     def _log(self):
         """Write a row of the log; returns it in short for the progress bar."""
-        means = self._means()
-        counters = self._counted()
+        means, counts = self.meters.means(), self.meters.counts()
         row = {"step": self.step, "lr": learning_rate(self.recipe, self.step - 1),
-               **{k: round(v, 8) for k, v in means.items()}, **counters}
+               **{k: round(v, 8) for k, v in means.items()}, **counts}
         self.folder.log(**row)
         self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
-        self.meter = {}
+        self.meters.reset()
         short = ", ".join(f"{k[5:] or 'loss'} {v:.4f}" for k, v in means.items() if k.startswith("loss"))
-        broken = counters["broken_files"]
-        return short + (f", {counters['skipped_steps']} steps skipped" if counters["skipped_steps"] else "") \
-            + (f", {broken} broken files" if broken else "")
-
-    def _counted(self):
-        """Counters over all processes: steps skipped, samples that needed another file, broken files."""
-        from accelerate.utils import gather_object
-        parts = gather_object([(self.counters["broken_samples"], list(self.broken))])
-        return {"skipped_steps": self.counters["skipped_steps"], "broken_samples": sum(n for n, _ in parts),
-                "broken_files": len({name for _, names in parts for name in names}),
-                "seconds": round(self.counters["seconds"] + time.monotonic() - self.started, 1)}
+        skipped, broken = counts["skipped_steps"], counts["broken_files"]
+        return short + (f", {skipped} steps skipped" if skipped else "") + (f", {broken} broken files" if broken else "")
 
     def _validate(self):
         """PSNR of the averaged weights at every depth into the log, and in short as text; pairs are shared out."""
@@ -345,17 +306,11 @@ class _Run:
         return copy
 
     def _save(self):
-        from accelerate.utils import gather_object
         groups, scalars = collect(self.learner, self.optimizer.optimizer)
         if self.average:
             groups["ema"] = self.average.state()
-        parts = gather_object([list(self.broken)])
-        counted = self._counted()
-        state = {"step": self.step, "counters": {**self.counters, "broken_samples": counted["broken_samples"],
-                                                 "seconds": counted["seconds"]},
-                 "broken": sorted({name for part in parts for name in part}), "scores": self.scores,
-                 "meter": {k: [v * self.meter[k][1], self.meter[k][1]] for k, v in self._means().items()},
-                 "optimizer_scalars": scalars, "processes": self.accelerator.num_processes,
+        state = {"step": self.step, **self.meters.state(), "scores": self.scores, "optimizer_scalars": scalars,
+                 "processes": self.accelerator.num_processes,
                  "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None}
         self.folder.save(self.step, groups, state, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()
@@ -366,11 +321,8 @@ class _Run:
             self.average.load(groups["ema"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.counters, self.scores = step, state["counters"], state["scores"]
-        self.meter = {k: (total, count) for k, (total, count) in state["meter"].items()}
-        self.broken = dict.fromkeys(state["broken"])
-        if not self.accelerator.is_main_process:
-            self.counters = {**self.counters, "broken_samples": 0}
+        self.step, self.scores = step, state["scores"]
+        self.meters.load(state)
         self.accelerator.print(f"{self.folder.path}: going on from step {step}")
         if state["processes"] != self.accelerator.num_processes:
             self.accelerator.print(
@@ -388,7 +340,7 @@ class _Run:
         """Write ``final`` and let the trackers end."""
         from . import checkpoint
         final = self.folder.path / "final"
-        facts = {"recipe": to_dict(self.recipe), "steps": self.step, "skipped_steps": self.counters["skipped_steps"],
+        facts = {"recipe": to_dict(self.recipe), "steps": self.step, "skipped_steps": self.meters.skipped_steps,
                  "psnr": self.scores, "versions": _short_versions(), **self.provenance}
         with self._averaged():
             network = self._whole_network()
@@ -441,10 +393,6 @@ def _optimizer(learner, recipe):
 
 def _mixed(*numbers):
     return int(np.random.SeedSequence([*numbers, 6]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _plain(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _portable(value):

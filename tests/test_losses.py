@@ -95,6 +95,6 @@ def test_unknown_and_impossible():
     with pytest.raises(RestoreError, match="l3"):
         build_loss("l3")
     with pytest.raises(RestoreError, match="epsilon"):
-        build_loss("charbonnier", epsilon=0)
+        Charbonnier(epsilon=0)
     with pytest.raises(RestoreError, match="weight"):
-        build_loss("frequency", weight=-1)
+        build_loss("frequency", frequency_weight=-1)

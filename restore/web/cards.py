@@ -117,7 +117,7 @@ def result(session):
     """What was restored, how well if that is known, and where to get it; of a test before that, how bad the input is."""
     photo, parts = session.photo, []
     if photo.result is not None:
-        model, depth = photo.restored_with
+        depth = photo.restored_with[1]
         parts.append(tag("div", [tag("b", "Restored"), f" at depth {depth}" if depth else "",
                                  f" in {readable_seconds(photo.runs[photo.restored_with][0])}."]))
     if photo.scores:
