@@ -212,6 +212,10 @@ def test_folders_that_cannot_teach(data, tmp_path):
     made = {"derain": {"clean": str(data / "gt"), "holdout": 0}}
     with pytest.raises(RestoreError, match="tasks.derain.clean: the teacher"):
         FolderTeacher(tmp_path / "some").join(find_sources(recipe_of(data, tasks=made)))
+    varied = recipe_of(data)
+    next(iter(varied.tasks.values())).strength = [0.5, 1.5]
+    with pytest.raises(RestoreError, match="strength: the outputs in .*some are those of the pairs as they are"):
+        FolderTeacher(tmp_path / "some").join(find_sources(varied))
     cv2.imwrite(str(tmp_path / f"some/{gone}.png"), np.zeros((10, 10, 3), np.uint8))
     sources = find_sources(recipe_of(data))
     FolderTeacher(tmp_path / "some").join(sources)
