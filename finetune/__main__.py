@@ -6,6 +6,7 @@
   python -m finetune distill RECIPE --teacher CKPT --student NAME|CKPT    a small network that learns from a large one
   python -m finetune allocate CKPT --pairs IN GT --budget 3gmacs -o OUT    OUT/student.yaml: a student for distill that fits
   python -m finetune adapt CKPT --real DIR [--clear DIR] [--task rain] -o OUT    to your own photos, without clean versions
+  python -m finetune average CHECKPOINT CHECKPOINT [...] -o OUT.safetensors    the mean of several runs' weights
   python -m finetune fold CHECKPOINT -o OUT.safetensors            gUNet without batch normalisations, for deployment
 """
 
@@ -25,7 +26,8 @@ def main(argv=None):
     if command in ("", "-h", "--help"):
         print(__doc__.strip() + "\n\npython -m finetune RECIPE --help lists every key of a recipe.")
         return 0 if argv else 2
-    commands = {"count": _count, "fold": _fold, "distill": _distill, "allocate": _allocate, "adapt": _adapt}
+    commands = {"count": _count, "fold": _fold, "distill": _distill, "allocate": _allocate, "adapt": _adapt,
+                "average": _average}
     if command in commands:
         return guarded(f"finetune {command}", commands[command], argv[1:])
     return guarded("finetune", _train, argv)
@@ -119,6 +121,19 @@ def _count(argv):
     recipe, _, _ = _parse(argv)
     from .mixture import find_sources, table
     print(table(find_sources(recipe)))
+
+
+def _average(argv):
+    parser = argparse.ArgumentParser(prog="python -m finetune average", description="The mean of the weights of several runs "
+                                     "that began from the same checkpoint.")
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("-o", "--out", required=True, help="a .safetensors file, or a folder")
+    args = parser.parse_args(argv)
+    from restore import checkpoint
+
+    from .average import average
+    checkpoint.save(average(args.checkpoints), args.out)
+    print(f"{args.out}: the mean of {len(args.checkpoints)} checkpoints")
 
 
 def _fold(argv):

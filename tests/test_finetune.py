@@ -189,6 +189,27 @@ def test_fold_command(tmp_path, capsys):
     assert "no batch normalisation" in capsys.readouterr().err
 
 
+def test_average_command(tmp_path, capsys):
+    models = [create_model("dynet", width=8) for _ in range(3)]
+    files = [str(tmp_path / f"{n}.safetensors") for n in range(3)]
+    for model, file in zip(models, files):
+        checkpoint.save(model, file, {"recipe": file[-13:]})
+    assert command(["average", *files, "-o", str(tmp_path / "mean.safetensors")]) == 0
+    mean = checkpoint.load(tmp_path / "mean.safetensors")
+    for name, weight in mean.named_parameters():
+        a, b, c = (dict(model.named_parameters())[name] for model in models)
+        assert torch.allclose(weight, (a + b + c) / 3, atol=1e-7)
+    assert [part["recipe"] for part in mean.provenance["average_of"]] == [file[-13:] for file in files]
+
+    checkpoint.save(create_model("dynet", width=16), tmp_path / "wide.safetensors")
+    checkpoint.save(create_model("gunet_t", width=8), tmp_path / "norms.safetensors")
+    for given, words in (([files[0]], "needs two"), ([files[0], str(tmp_path / "wide.safetensors")], "wide.safetensors: dynet of other"),
+                         ([str(tmp_path / "norms.safetensors")] * 2, "fold them first")):
+        assert command(["average", *given, "-o", str(tmp_path / "no.safetensors")]) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "no.safetensors").exists()
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     kind = {"adapt": Adaptation, "distill": Distill}.get(path.stem.split("_")[0], Recipe)
