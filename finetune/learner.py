@@ -106,9 +106,12 @@ class Learner:
         with torch.no_grad():
             restored = self._run(teacher, photo[None].to(self.device))[0].clamp(0, 1).cpu()
         wanted = _clearer(recipe.task, restored, self.facts[number])
+        known = torch.stack([degraded(recipe.task, clear, generator), clear])
+        with torch.no_grad():           # what the network made of them when it came, right or wrong, is what it shall keep
+            kept = self._run({}, known.to(self.device), depth).cpu()
         parts = [(signals.prior, (exposure * photo).flip(-1).clamp(0, 1), (exposure * wanted).flip(-1)),
                  (signals.again, degraded(recipe.task, wanted, generator), wanted),
-                 (signals.made, degraded(recipe.task, clear, generator), clear), (signals.clear, clear, clear)]
+                 (signals.made, known[0], kept[0]), (signals.clear, known[1], kept[1])]
         parts = [part for k, part in enumerate(parts) if part[0] or (k == 0 and signals.clip)]      # the first is the photo
         inputs, targets = (torch.stack([part[i] for part in parts]).to(self.device) for i in (1, 2))
         outputs = self._run(weights, inputs, depth)
