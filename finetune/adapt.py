@@ -1,8 +1,9 @@
 """Adaptation: a network learns from a user's own photos, for which no clean version exists; a small adapter is what it learns.
 
 An EMA teacher restores a photo, the prior (``finetune/priors.py``) takes the teacher's result one step towards clear, and the
-student learns to give that result for the photo, seen mirrored and in other exposure, and for the result degraded anew. Clear
-photos, degraded and as they are, hold it where it was. What may not happen is in ``finetune/guards.py``; the weights that are
+student learns to give that result for the photo, seen mirrored and in other exposure, and for the result degraded anew. Of
+clear photos, degraded and as they are, it must make what it made before (learning without forgetting, arXiv 1606.09282): their
+own pixels as targets would teach it to leave haze alone. What may not happen is in ``finetune/guards.py``; the weights that are
 kept are those of the teacher at the best of the regular checks.
 """
 
@@ -39,8 +40,8 @@ FREE_KEYS = ("checkpoint_every",)
 @dataclasses.dataclass
 class Signals:
     """How much each part of a step counts: ``prior`` on the photo, ``again`` on the teacher's result degraded anew,
-    ``made`` on clear photos degraded, ``clear`` on clear photos as they are, ``clip`` the directional loss (needs
-    ``clip_weights``).
+    ``made`` on clear photos degraded and ``clear`` on clear photos as they are, of which the network must make what it made
+    before, ``clip`` the directional loss (needs ``clip_weights``).
     contrast: of the differences between neighbouring pixels, in each of them."""
     prior: float = 1.0
     again: float = 0.5
@@ -158,7 +159,7 @@ def _learn(recipe, folder, learner, judge, tell):
         start, best, worse = 0, None, 0
         folder.cut_log(-1)
         learner.place(tell)
-    before = judge.before()
+    before, depths = judge.before(), learner.named_depths()
     with tqdm(total=recipe.steps, initial=start, unit="step", disable=None) as bar:
         for step in range(start + 1, recipe.steps + 1):
             if worse >= recipe.patience:
@@ -171,11 +172,11 @@ def _learn(recipe, folder, learner, judge, tell):
                 teacher = {key: value.detach().clone() for key, value in learner.teacher.items()}
                 faults = {}
                 for strength in STRENGTHS:
-                    after, _, faults[strength] = judge.after(learner.adapter(teacher, strength))
+                    tried, faults[strength] = judge.everywhere(learner.adapter(teacher, strength), depths)
                     if not faults[strength]:
                         break
-                kept = not faults[strength]
-                gain = 1 - after["residue"] / max(before["residue"], 1e-9)
+                kept, after = not faults[strength], tried[None][0]
+                gain = _gain(before, after)
                 if kept and gain > (best[0] if best else 0):
                     best, worse = (gain, step, strength, {key: value.cpu() for key, value in teacher.items()}), 0
                 else:
@@ -194,42 +195,38 @@ def _learn(recipe, folder, learner, judge, tell):
 
 
 def _finish(recipe, folder, learner, judge, best, photos, tell):
-    """Try the best at every depth, weaker if it must be; write the adapter, the sheet and the report, and tell the figures."""
-    chosen, why = None, "no check kept every bound"
-    others = [depth for depth in learner.depths if depth not in (None, learner.model.default_depth)]
-    step, teacher = (best[1], {key: value.to(learner.device) for key, value in best[3].items()}) if best else (None, None)
-    for strength in STRENGTHS[STRENGTHS.index(best[2]):] if best else ():
-        adapter = learner.adapter(teacher, strength)
-        tried = {depth: judge.after(adapter, depth) for depth in [None, *others]}
-        after = tried[None][0]
-        gain = 1 - after["residue"] / max(judge.before()["residue"], 1e-9)
-        broken = [f"{f'at depth {depth}: ' if depth else ''}{text}" for depth, (_, _, texts) in tried.items() for text in texts]
-        if not broken and gain >= recipe.guards.improvement:
-            chosen = adapter, strength, tried
-            break
-        why = "; ".join(broken) or (f"the prior sees {gain:.1%} less of the {recipe.task}, and {recipe.guards.improvement:.0%} "
-                                    "are the least")
-    report = {"kept": chosen is not None, "step": step, "before": judge.before(), "left_out": photos.left_out}
+    """Write the best as the adapter, with the sheet and the report, if it improves enough; tell the figures."""
+    gain, step, strength, teacher = best or (0.0, None, None, {})
+    kept = best is not None and gain >= recipe.guards.improvement
+    report = {"kept": kept, "step": step, "before": judge.before(), "left_out": photos.left_out}
     path = folder.path / ADAPTER
-    if chosen is None:
+    if not kept:
+        why = (f"the prior sees {gain:.1%} less of the {recipe.task}, and {recipe.guards.improvement:.0%} are the least" if best
+               else "no check kept every bound")
         path.unlink(missing_ok=True)
         write_bytes(folder.path / REPORT, json.dumps(report | {"why": why}, indent=1) + "\n")
         tell(f"nothing improved within the bounds, so the original weights are kept and no adapter is written: {why}")
         return None
-    adapter, strength, tried = chosen
-    after, outputs, _ = tried[None]
+    adapter = learner.adapter({key: value.to(learner.device) for key, value in teacher.items()}, strength)
+    tried, _ = judge.everywhere(adapter, learner.named_depths())
+    after, outputs = tried[None]
     measured = {key: f"{judge.before()[key]:.4g} -> {value:.4g}" for key, value in after.items()}
     adapter.facts |= {"base_name": Path(recipe.start).name, "task": recipe.task, "rank": recipe.rank,
                       "parameters": adapter.count(), "layers": len(adapter.changes), "step": step, "strength": strength,
                       "photos": len(photos.train), "held_out": len(photos.held), "data_sha256": recipe.data_sha256, "measured": measured}
     adapter.save(path)
-    by_depth = {format_depth(learner.model.repeats(depth)) or "fixed": found for depth, (found, _, _) in tried.items()}
+    by_depth = {format_depth(learner.model.repeats(depth)) or "fixed": found for depth, (found, _) in tried.items()}
     write_bytes(folder.path / REPORT, json.dumps(report | {"strength": strength, "after": by_depth}, indent=1) + "\n")
     _sheet(folder.path / SHEET, recipe, judge, outputs)
     tell(_table(judge.before(), after))
     tell(f"{path}: {adapter.count():,} numbers in {len(adapter.changes)} layers, step {step}, strength {strength:g}; "
          f"the held-out photos are in {folder.path / SHEET}")
     return path
+
+
+def _gain(before, after):
+    """Share by which what the prior still sees of the degradation fell."""
+    return 1 - after["residue"] / max(before["residue"], 1e-9)
 
 
 def _table(before, after):

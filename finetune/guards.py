@@ -40,7 +40,7 @@ class Guards:
     brightness: float = 10.0
     clipped: float = 0.02
     sharpness: float = 1.0
-    entropy: float = 0.0
+    entropy: float = 0.01
     improvement: float = 0.05
 
     def check(self):
@@ -85,12 +85,19 @@ class Judge:
             self.known[depth] = self._measure(restorer, self.first[depth], depth)[0]
         return self.known[depth]
 
-    def after(self, adapter, depth=None):
-        """``(figures, outputs, bounds that are broken)`` with an adapter."""
-        before = self.before(depth)
-        restorer = self.restorer.adapted(adapter).at(depth)
-        after, outputs = self._measure(restorer, [restorer.restore(photo.pixels) for photo in self.held], depth)
-        return after, outputs, self.recipe.guards.broken(after, before)
+    def everywhere(self, adapter, depths):
+        """``({depth: (figures, outputs)}, bounds that are broken, in words)`` with an adapter; ends at the first depth that
+        breaks one. ``depths`` begin with None, the default."""
+        tried, broken = {}, []
+        for depth in depths:
+            before = self.before(depth)
+            restorer = self.restorer.adapted(adapter).at(depth)
+            tried[depth] = self._measure(restorer, [restorer.restore(photo.pixels) for photo in self.held], depth)
+            broken = [f"{f'at depth {depth}: ' if depth else ''}{text}"
+                      for text in self.recipe.guards.broken(tried[depth][0], before)]
+            if broken:
+                break
+        return tried, broken
 
     def _measure(self, restorer, outputs, depth):
         rows = [photo_figures(self.recipe.task, photo.pixels, first, output, angle)

@@ -33,6 +33,10 @@ class Learner:
             from .clip_signal import Direction
             self.clip = Direction(recipe.clip_model, recipe.clip_weights, recipe.task, self.device)
 
+    def named_depths(self):
+        """None, which is the default depth, and the names of the others."""
+        return [None, *(depth for depth in self.depths if depth not in (None, self.model.default_depth))]
+
     def place(self, tell):
         """Measure where adapters are worth it and put them there, as nothing yet."""
         recipe = self.recipe
