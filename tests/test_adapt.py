@@ -290,7 +290,7 @@ def finished(checkpoint, folder, tmp_path_factory):
 def test_what_a_run_leaves(finished, checkpoint, folder):
     out, told = finished
     assert {"adapter.safetensors", "report.json", "sheet.png", "log.jsonl", "recipe.yaml"} <= {p.name for p in out.iterdir()}
-    assert "left out, cannot be read: broken.jpg, cut.png" in told and "layers with" in told and "held out" in told
+    assert "left out, cannot be read: broken.jpg, cut.png" in told and "layers with" in told and "held-out photos are few" in told
     report = json.loads((out / "report.json").read_text())
     assert report["kept"] and set(report["after"]) == {"1,1,1,1", "1,1,1,2"}
     assert report["after"]["1,1,1,2"]["residue"] < 0.99 * report["before"]["residue"]
