@@ -46,7 +46,6 @@ class Meters:
         for name in sorted(self.sums):
             total, count = self.sums[name]
             total = torch.as_tensor(total, device=self.accelerator.device, dtype=torch.float32)
-            total = total.full_tensor() if hasattr(total, "full_tensor") else total
             means[name] = float(self.accelerator.reduce(total, "mean")) / count
         return means
 

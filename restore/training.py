@@ -212,6 +212,7 @@ class _Run:
             if p.requires_grad and p.grad is None:      # as that sum does: one process and many then take the same step
                 p.grad = torch.zeros_like(p)
         norm = accelerator.clip_grad_norm_(self.learner.parameters(), recipe.clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm         # under FSDP each process holds a part
         if self.step + 1 < recipe.steps:            # while a GPU is busy with the above
             self.ahead = self._fetch(loader)
         self._update(finite * torch.isfinite(norm).to(finite), norm)
