@@ -40,7 +40,7 @@ class Guards:
     brightness: float = 10.0
     clipped: float = 0.02
     sharpness: float = 1.0
-    entropy: float = 0.01
+    entropy: float = 0.0
     improvement: float = 0.05
 
     def check(self):

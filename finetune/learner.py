@@ -112,7 +112,7 @@ class Learner:
         wanted = _clearer(recipe.task, restored, self.facts[number])
         known = torch.stack([degraded(recipe.task, clear, generator), clear])
         with torch.no_grad():           # what the network made of them when it came, right or wrong, is what it shall keep
-            kept = self._run({}, known.to(self.device), depth).cpu()
+            kept = self._run({}, known.to(self.device), depth).cpu() if signals.made or signals.clear else known
         parts = [(signals.prior, (exposure * photo).flip(-1).clamp(0, 1), (exposure * wanted).flip(-1)),
                  (signals.again, degraded(recipe.task, wanted, generator), wanted),
                  (signals.made, known[0], kept[0]), (signals.clear, known[1], kept[1])]

@@ -55,17 +55,16 @@ class Meters:
 
     def counts(self):
         """Over all processes: steps skipped, samples that needed another file, broken files, seconds; an exchange."""
-        parts = self._gathered()
-        return {"skipped_steps": self.skipped_steps, "broken_samples": sum(count for count, _ in parts),
-                "broken_files": len({name for _, names in parts for name in names}),
-                "seconds": round(self.seconds + time.monotonic() - self.started, 1)}
+        samples, files = self._broken()
+        return {"skipped_steps": self.skipped_steps, "broken_samples": samples, "broken_files": len(files),
+                "seconds": self._seconds()}
 
     def state(self):
         """All of it for a checkpoint, as plain values; an exchange."""
-        counts, parts = self.counts(), self._gathered()
+        samples, files = self._broken()
         return {"counters": {"skipped_steps": self.skipped_steps, "bad_in_a_row": self.bad_in_a_row,
-                             "broken_samples": counts["broken_samples"], "seconds": counts["seconds"]},
-                "broken": sorted({name for _, names in parts for name in names}),
+                             "broken_samples": samples, "seconds": self._seconds()},
+                "broken": sorted(files),
                 "meter": {name: [mean * self.sums[name][1], self.sums[name][1]] for name, mean in self.means().items()}}
 
     def load(self, state):
@@ -76,6 +75,11 @@ class Meters:
         self.files = dict.fromkeys(state["broken"])
         self.sums = {name: (total, count) for name, (total, count) in state["meter"].items()}
 
-    def _gathered(self):
+    def _broken(self):
+        """``(samples, names of files)`` of all processes; an exchange."""
         from accelerate.utils import gather_object
-        return gather_object([(self.broken_samples, list(self.files))])
+        parts = gather_object([(self.broken_samples, list(self.files))])
+        return sum(count for count, _ in parts), {name for _, names in parts for name in names}
+
+    def _seconds(self):
+        return round(self.seconds + time.monotonic() - self.started, 1)
